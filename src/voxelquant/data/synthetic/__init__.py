@@ -1,0 +1,1 @@
+"""The synthetic LiDAR world: seeded scenes, a spinning LiDAR, nuScenes tables."""

@@ -1,0 +1,1 @@
+"""CenterPoint: config, network, targets, losses, decoding, checkpoints."""

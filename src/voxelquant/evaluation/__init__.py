@@ -1,0 +1,1 @@
+"""The nuScenes protocol through the official devkit."""

@@ -1,0 +1,1 @@
+"""Exported files: writer, reader, validator and the integer runner."""

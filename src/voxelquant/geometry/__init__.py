@@ -1,0 +1,1 @@
+"""Boxes, yaw conventions, rotated overlap, rigid transforms: written once for everybody."""

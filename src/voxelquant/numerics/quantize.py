@@ -1,0 +1,118 @@
+"""The law of numbers: quantize, dequantize, the integer epilogue, fake quantization.
+
+Every operation rounds to float32 by itself, half to even. No fused multiply-add and no reciprocal
+in place of a division may stand anywhere in these formulas: each such change moves codes.
+Whoever executes integers (reference, kernels, the runner of exported files) cites this module.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxelquant.numerics.formats import INT8, Float8Format, IntFormat, NumberFormat, scale_from_amax
+
+
+def quantize(x: Tensor, scale: Tensor, fmt: IntFormat = INT8) -> Tensor:
+    """Integer codes of real values: `clamp(rn(x ÷ scale), qmin, qmax)`, half to even.
+
+    Args:
+        x: real values, any float dtype (computed in float32).
+        scale: float32 step, broadcastable to `x`.
+        fmt: integer format.
+
+    Returns:
+        int8 tensor of the shape of `x`.
+
+    >>> quantize(torch.tensor([0.5, 1.5, -500.0]), torch.tensor(1.0)).tolist()
+    [0, 2, -128]
+    """
+    codes = torch.round(x.to(torch.float32) / scale)
+    return codes.clamp_(fmt.qmin, fmt.qmax).to(torch.int8)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Real values of integer codes: `fp32(scale * code)`.
+
+    >>> dequantize(torch.tensor([2], dtype=torch.int8), torch.tensor(0.5)).tolist()
+    [1.0]
+    """
+    return codes.to(torch.float32) * scale
+
+
+def epilogue_multiplier(scale_in: Tensor, scale_weight: Tensor) -> Tensor:
+    """Per-channel factor of the integer epilogue, `m[o] = fp32(s_in * s_w[o])`."""
+    return scale_in.to(torch.float32) * scale_weight.to(torch.float32)
+
+
+def dequantize_accumulator(acc: Tensor, multiplier: Tensor, bias: Tensor) -> Tensor:
+    """Real outputs of an integer convolution: `fp32(fp32(fp32(acc) * m[o]) + b[o])`.
+
+    Args:
+        acc: `[m, c_out]` int32 accumulators.
+        multiplier: `[c_out]` float32 from `epilogue_multiplier`.
+        bias: `[c_out]` float32.
+
+    Returns:
+        `[m, c_out]` float32, before activation and requantization.
+    """
+    # Two statements: each rounds to float32 by itself (torch.addcmul would fuse them on a GPU).
+    scaled = acc.to(torch.float32) * multiplier
+    return scaled + bias
+
+
+def add_dequantized(q_a: Tensor, scale_a: Tensor, q_b: Tensor, scale_b: Tensor) -> Tensor:
+    """Residual sum of two code tensors: `fp32(fp32(q_a * s_a) + fp32(q_b * s_b))`."""
+    return dequantize(q_a, scale_a) + dequantize(q_b, scale_b)
+
+
+def round_to_float16(x: Tensor) -> Tensor:
+    """Value of `x` after one rounding to float16, kept in float32; straight-through gradient."""
+    return _RoundToFloat16.apply(x)
+
+
+def fake_quantize(x: Tensor, amax: Tensor, fmt: NumberFormat = INT8) -> Tensor:
+    """Quantize and dequantize with a clipped straight-through gradient.
+
+    The gradient passes where `|x| <= amax` and is zero outside (Bengio 2013, 1308.3432, with the
+    clipping of Jacob 2018, 1712.05877, section 3); the range itself gets no gradient here.
+
+    Args:
+        x: real values.
+        amax: range, broadcastable to `x`, > 0.
+        fmt: number format.
+
+    Returns:
+        float32 tensor of the shape of `x`, every element `scale * code`.
+    """
+    return _FakeQuantize.apply(x, amax, fmt)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amax: Tensor, fmt: NumberFormat) -> Tensor:
+        ctx.save_for_backward(x.abs() <= amax)
+        scale = scale_from_amax(amax, fmt)
+        if isinstance(fmt, Float8Format):
+            limit = fmt.code_of_amax
+            codes = (x.to(torch.float32) / scale).clamp_(-limit, limit).to(fmt.dtype)
+            return codes.to(torch.float32) * scale
+        # The same three operations as quantize/dequantize; staying in float32 spares two passes
+        # and is exact, since every code is an integer below 2**24.
+        codes = torch.round(x.to(torch.float32) / scale).clamp_(fmt.qmin, fmt.qmax)
+        return codes.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return grad_outputs[0] * inside, None, None
+
+
+class _RoundToFloat16(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.to(torch.float16).to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0]

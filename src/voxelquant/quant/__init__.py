@@ -1,0 +1,1 @@
+"""Quantization of networks built of sparse convolutions: layers, never detectors."""

@@ -1,0 +1,1 @@
+"""Sparse tensors and convolutions: voxels, never cars."""

@@ -1,0 +1,1 @@
+"""Executions of the sparse ops: the reference in plain torch, and faster ones."""
