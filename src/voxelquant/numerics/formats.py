@@ -38,7 +38,7 @@ class IntFormat:
 
 @dataclass(frozen=True)
 class Float8Format:
-    """An 8-bit float format; `scale = amax / largest finite value` (Micikevicius 2022, 2209.05433)."""
+    """An 8-bit float format, `scale = amax / largest finite value` (Micikevicius, 2209.05433)."""
 
     dtype: torch.dtype = torch.float8_e4m3fn
 

@@ -1,1 +1,48 @@
 """Sparse tensors and convolutions: voxels, never cars."""
+
+from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
+from voxelquant.sparse.functional import sparse_conv, sparse_conv_int8
+from voxelquant.sparse.kernel_map import KernelMap, build_kernel_map
+from voxelquant.sparse.modules import (
+    SparseAdd,
+    SparseConv3d,
+    SparseConvBase,
+    SparseInverseConv3d,
+    SparseModule,
+    SparseSequential,
+    SparseToDense,
+    SubMConv3d,
+    apply_module,
+    check_same_sites,
+)
+from voxelquant.sparse.tensor import ActiveSites, CoupledConv, SparseTensor
+from voxelquant.sparse.trace import SparseGraph, SparseNode, trace_sparse_graph
+from voxelquant.sparse.voxelize import VoxelGridSpec, voxelize, voxelize_batch
+
+__all__ = [
+    "ActiveSites",
+    "ConvGeometry",
+    "CoupledConv",
+    "KernelMap",
+    "SparseAdd",
+    "SparseConv3d",
+    "SparseConvBase",
+    "SparseGraph",
+    "SparseInverseConv3d",
+    "SparseModule",
+    "SparseNode",
+    "SparseSequential",
+    "SparseTensor",
+    "SparseToDense",
+    "SubMConv3d",
+    "Triple",
+    "VoxelGridSpec",
+    "apply_module",
+    "build_kernel_map",
+    "check_same_sites",
+    "sparse_conv",
+    "sparse_conv_int8",
+    "trace_sparse_graph",
+    "voxelize",
+    "voxelize_batch",
+]
