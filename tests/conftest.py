@@ -2,6 +2,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A test run leaves no file behind, and a slow machine is not a failure.
+settings.register_profile("voxelquant", database=None, deadline=None)
+settings.load_profile("voxelquant")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,50 @@
+"""The command line: one thin file per verb, each of which calls a recipe.
+
+A verb is loaded when it is asked for, so `--help` stays fast; its file defines `command`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from voxelquant import __version__
+from voxelquant.errors import BadInputError, MissingDependencyError
+
+# In the order of the work, which is the order of `voxelquant --help`.
+VERBS = ("doctor",)
+
+BAD_INPUT_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+
+
+class VerbGroup(click.Group):
+    """Loads verbs on demand and turns what the user can mend into one line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of the work."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, or None for a name that is no verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"voxelquant.cli.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; every exception but those the user can mend keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except (BadInputError, MissingDependencyError) as error:
+            click.echo(f"voxelquant: {' '.join(str(error).split())}", err=True)
+            ctx.exit(BAD_INPUT_EXIT_CODE)
+        except KeyboardInterrupt:
+            click.echo("voxelquant: interrupted", err=True)
+            ctx.exit(INTERRUPTED_EXIT_CODE)
+
+
+@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="voxelquant")
+def main() -> None:
+    """Quantize sparse-convolution LiDAR detectors, prove what it cost, run them in integers."""
