@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from voxelquant.detection.config import load_config
+from voxelquant.errors import ConfigError
+
+ORIGINAL_STYLE = (Path(__file__).parent / "original_style_config.txt").read_text()
+
+
+def _load(tmp_path, *replacements: tuple[str, str]):
+    text = ORIGINAL_STYLE
+    for old, new in replacements:
+        assert old in text, old
+        text = text.replace(old, new)
+    path = tmp_path / "my_detector.py"
+    path.write_text(text)
+    return load_config(path)
+
+
+def test_original_config_equals_the_bundled_one(tmp_path) -> None:
+    imported = _load(tmp_path).model_dump()
+    bundled = load_config("centerpoint_voxel0075").model_dump()
+    assert imported.pop("name") == "my_detector"
+    bundled.pop("name")
+    assert imported == bundled
+
+
+def test_one_voxel_limit_serves_training_and_inference(tmp_path) -> None:
+    config = _load(tmp_path, ("[120000, 160000]", "150000"))
+    assert config.max_voxels == (150_000, 150_000)
+
+
+def test_sampler_may_be_absent_and_rotation_a_number(tmp_path) -> None:
+    config = _load(
+        tmp_path,
+        ("db_sampler=db_sampler", "db_sampler=None"),
+        ("[-0.78539816, 0.78539816]", "0.5"),
+    )
+    assert config.train.object_sampler is None
+    assert config.train.augmentation.rotation_range_rad == (-0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("replacement", "message"),
+    [
+        (("dcn_head=False", "dcn_head=True"), "bbox_head.dcn_head: a DCN head.*not supported"),
+        (("FLIP = False", "FLIP = True"), "double flip .*not supported"),
+        (('"VoxelNet"', '"PointPillars"'), "model.type: PointPillars is not supported"),
+        (('"VoxelNet"', '"TwoStageDetector"'), "TwoStageDetector is not supported"),
+        (('"VoxelFeatureExtractorV3"', '"DynamicVoxelEncoder"'), "DynamicVoxelEncoder is not"),
+        (('"SpMiddleResNetFHD"', '"PointPillarsScatter"'), "backbone.type: PointPillarsScatter"),
+        (('"adam"', '"sgd"'), "optimizer.type: sgd is not supported"),
+        (
+            ("score_threshold=", "score_treshold="),
+            "test_cfg.score_threshold: missing",
+        ),
+        (("ds_layer_strides=", "ds_stride="), "neck.ds_layer_strides: missing"),
+        (("num_input_features=256", "num_input_features=128"), "neck.num_input_features: got 128"),
+        (("nms=dict(", "nms=dict(use_nms=1,"), "nms.use_nms: unknown key.*`use_rotate_nms`"),
+        (("share_conv_channel=", "share_channel="), "head.share_channel: unknown.*`share_conv_ch"),
+        (("max_objs=500,", ""), "assigner.max_objs: missing"),
+        (("pc_range=[-54, -54]", "pc_range=[-50, -54]"), "test_cfg.pc_range: got"),
+        (('num_class=1, class_names=["car"]', 'num_class=2, class_names=["car"]'), "num_class"),
+        (("total_epochs = 20", "total_epochs = 'x'"), "schedule.epochs: .*integer"),
+        (("voxel_generator = dict(", "generator = dict("), "voxel_generator: missing"),
+        (("model = dict(", "model = 1\nrest = dict("), "fails|got a int, need a dict"),
+    ],
+)
+def test_unsupported_parts_are_refused_by_name(tmp_path, replacement, message) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        _load(tmp_path, replacement)
+    assert "\n" not in str(caught.value)
+    assert "my_detector.py" in str(caught.value)
+
+
+def test_flip_step_in_the_pipeline_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="test_pipeline: double flip"):
+        _load(tmp_path, ('dict(type="DoubleFlip") if DOUBLE_FLIP else', 'dict(type="DoubleFlip"),'))
