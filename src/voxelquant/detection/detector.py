@@ -1,0 +1,57 @@
+"""CenterPoint VoxelNet: sparse backbone, dense neck, center-based head."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from voxelquant.detection.backbone import SpMiddleResNetFHD
+from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.detection.head import CenterHead
+from voxelquant.detection.neck import RPN
+from voxelquant.detection.reader import read_clouds
+from voxelquant.sparse import SparseTensor, VoxelGridSpec
+
+
+class CenterPoint(nn.Module):
+    """The detector; children and state-dict keys are those of det3d's `VoxelNet`.
+
+    Args:
+        config: geometry, widths and classes.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = SpMiddleResNetFHD(config.backbone)
+        self.neck = RPN(config.bev_channels, config.neck)
+        class_counts = [len(names) for names in config.tasks]
+        self.bbox_head = CenterHead(config.neck.out_channels, class_counts, config.head)
+
+    @classmethod
+    def from_config(cls, name_or_path: str | Path) -> "CenterPoint":
+        """Detector of a bundled config name or a config file, with fresh weights."""
+        return cls(load_config(name_or_path))
+
+    def voxel_grid(self, train: bool = False) -> VoxelGridSpec:
+        """Where voxels lie and how many are kept, in training or at inference."""
+        limit_train, limit_test = self.config.max_voxels
+        return VoxelGridSpec(
+            point_range=self.config.point_range,
+            voxel_size=self.config.voxel_size,
+            max_points_per_voxel=self.config.max_points_per_voxel,
+            max_voxels=limit_train if train else limit_test,
+        )
+
+    def read_clouds(self, clouds: list[Tensor], *, train: bool = False) -> SparseTensor:
+        """Network input of a batch of clouds `[p, 5]`: x_m, y_m, z_m, intensity, dt_s."""
+        n_features = self.config.backbone.in_channels
+        return read_clouds(clouds, self.voxel_grid(train), n_features=n_features)
+
+    def forward(self, x: SparseTensor) -> list[dict[str, Tensor]]:
+        """Voxel means → per task the raw maps reg, height, dim, rot, vel and hm.
+
+        Maps are `[b, channels, y / s, x / s]` with s = `config.out_size_factor`; heatmaps are
+        logits, sizes are logarithms.
+        """
+        maps: list[dict[str, Tensor]] = self.bbox_head(self.neck(self.backbone(x)))
+        return maps
