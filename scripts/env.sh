@@ -31,7 +31,7 @@ find_python() {
     version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     case $version in
       3.10 | 3.11 | 3.12) ;;
-      *) unfit="$candidate is Python $version"; continue ;;
+      *) unfit="$candidate is Python $version, which does not fit"; continue ;;
     esac
     if "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
       printf '%s\n' "$candidate"
@@ -43,7 +43,7 @@ find_python() {
     say "Python $without_venv is here, but without venv and ensurepip, which make its environments;" \
       "on Debian or Ubuntu: apt-get install python$without_venv-venv"
   else
-    say "needs Python 3.10, 3.11 or 3.12, found ${unfit:-none of: ${candidates[*]}};" \
+    say "needs Python 3.10, 3.11 or 3.12; ${unfit:-found none of: ${candidates[*]}};" \
       "on Debian or Ubuntu: apt-get install python3 python3-venv, elsewhere: python.org;" \
       "or name one: PYTHON=/path/to/python3.11"
   fi
@@ -61,7 +61,7 @@ run_step() {
     done) &
     clock=$!
   fi
-  "$@" >>"$install_log" 2>&1 || status=$?
+  "$@" >"$install_log" 2>&1 || status=$?
   if [ -n "$clock" ]; then
     kill "$clock" 2>/dev/null || true
     wait "$clock" 2>/dev/null || true
@@ -75,11 +75,13 @@ run_step() {
   return "$status"
 }
 
+no_connection='NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|Network is unreachable'
+
 explain_failed_install() {
   tail -n 8 "$install_log" | sed 's/^/  | /' >&2
   if grep -qE 'No space left' "$install_log"; then
     fail "the disk is full: an environment takes about 2 GB, with a CUDA build of torch 8 GB"
-  elif grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|Network is unreachable|No matching distribution' "$install_log"; then
+  elif grep -qE "$no_connection|No matching distribution" "$install_log"; then
     fail "a package could not be fetched: check the network, or point pip to a mirror with" \
       "PIP_INDEX_URL=https://...; the whole log: $install_log"
   fi
@@ -107,7 +109,7 @@ install_torch_cpu() {
     run_step "installing torch $tested_torch, CPU build from pip's own index" \
       pip_install "torch==$tested_torch+cpu" && return 0
   fi
-  [ "${VOXELQUANT_TORCH:-auto}" = auto ] || return 1
+  [ "${VOXELQUANT_TORCH:-auto}" = auto ] && ! grep -qE "$no_connection" "$install_log" || return 1
   say "no CPU build to be had: taking the default build, on Linux gigabytes of CUDA with it" \
     "(set VOXELQUANT_TORCH to choose another)"
   run_step "installing torch $tested_torch" pip_install "torch==$tested_torch"
