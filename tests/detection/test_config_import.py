@@ -1,8 +1,12 @@
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from voxelquant.detection.config import load_config
+from voxelquant.detection.config_import import import_det3d_config
+from voxelquant.detection.config_interpreter import interpret_config
 from voxelquant.errors import ConfigError
 
 ORIGINAL_STYLE = (Path(__file__).parent / "original_style_config.txt").read_text()
@@ -77,3 +81,28 @@ def test_unsupported_parts_are_refused_by_name(tmp_path, replacement, message) -
 def test_flip_step_in_the_pipeline_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="test_pipeline: double flip"):
         _load(tmp_path, ('dict(type="DoubleFlip") if DOUBLE_FLIP else', 'dict(type="DoubleFlip"),'))
+
+
+def _leaves(value: object, path: tuple = ()) -> Iterator[tuple]:
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from _leaves(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("junk", [None, -1, "junk", [], {}, [[{}]], float("nan")], ids=repr)
+def test_junk_anywhere_is_an_error_of_the_user_or_ignored(junk) -> None:
+    names = interpret_config(ORIGINAL_STYLE, "./original.py")
+    messages = []
+    for path in list(_leaves(names))[1:]:
+        changed = copy.deepcopy(names)  # the tasks are one object in several places: keep it so
+        section = changed
+        for key in path[:-1]:
+            section = section[key]
+        section[path[-1]] = junk
+        try:
+            import_det3d_config(changed, "original.py")
+        except ConfigError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert not [message for message in messages if "\n" in message]

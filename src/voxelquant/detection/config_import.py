@@ -104,7 +104,7 @@ def _import_head(head: Det3dSection, claims: dict[str, Any]) -> tuple[Det3dSecti
 def _task_names(tasks: list[Det3dSection]) -> list[list[str]]:
     names: list[list[str]] = []
     for task in tasks:
-        class_names = task.take("class_names")
+        class_names = task.take_list("class_names")
         task.require("num_class", (len(class_names),), len(class_names))
         task.ignore("stride")
         task.close()
@@ -114,7 +114,7 @@ def _task_names(tasks: list[Det3dSection]) -> list[list[str]]:
 
 def _import_grid(grid: Det3dSection) -> dict[str, Any]:
     grid.refuse_flag("double_flip", "double flip (test-time augmentation)")
-    limit = grid.take("max_voxel_num")
+    limit = grid.take("max_voxel_num")  # one for both, or training and inference
     values = {
         "point_range": grid.take("range"),
         "voxel_size": grid.take("voxel_size"),
@@ -161,7 +161,7 @@ def _import_test_cfg(test: Det3dSection, claims: dict[str, Any]) -> dict[str, An
 
 def _refuse_flip_steps(top: Det3dSection) -> None:
     for pipeline in ("train_pipeline", "test_pipeline"):
-        for step in top.take(pipeline, []):
+        for step in top.take_list(pipeline, []):
             if isinstance(step, dict) and (
                 step.get("type") == "DoubleFlip" or step.get("double_flip")
             ):

@@ -8,7 +8,7 @@ work are bounded, so that a hostile file can neither run code nor exhaust memory
 
 import ast
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from voxelquant.detection.interpreter_values import (
@@ -181,11 +181,11 @@ class _Interpreter:
             else:
                 yield self.evaluate(node)
 
-    def _sequence(self, node: ast.expr) -> list[Any]:
+    def _sequence(self, node: ast.expr) -> Sequence[Any]:
         value = self.evaluate(node)
         if not isinstance(value, list | tuple | range):
             self._refuse(node, f"iteration over a {type(value).__name__}")
-        return list(value)
+        return value
 
     def _eval_List(self, node: ast.List) -> list[Any]:
         return list(self._items(node.elts))

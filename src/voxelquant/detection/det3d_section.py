@@ -37,11 +37,16 @@ class Det3dSection:
         path = f"{self.path}.{key}" if self.path else key
         return Det3dSection(self.take(key, default), path, self.source)
 
+    def take_list(self, key: str, default: Any = _REQUIRED) -> list[Any]:
+        """Value of a key that must be a list."""
+        values = self.take(key, default)
+        if not isinstance(values, list | tuple):
+            raise self.error(key, f"got a {type(values).__name__}, need a list")
+        return list(values)
+
     def sections(self, key: str) -> "list[Det3dSection]":
         """A list of dicts."""
-        values = self.take(key)
-        if not isinstance(values, list | tuple):
-            raise self.error(key, f"got a {type(values).__name__}, need a list of dicts")
+        values = self.take_list(key)
         path = f"{self.path}.{key}" if self.path else key
         return [Det3dSection(value, f"{path}.{i}", self.source) for i, value in enumerate(values)]
 

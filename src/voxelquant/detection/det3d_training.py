@@ -35,7 +35,9 @@ def _import_augmentation(section: Det3dSection, claims: dict[str, Any]) -> dict[
     rotation = section.take("global_rot_noise", 0)
     return {
         "enabled": not section.take("no_augmentation", False),
-        "rotation_range_rad": rotation if isinstance(rotation, list) else [-rotation, rotation],
+        "rotation_range_rad": [-rotation, rotation]
+        if isinstance(rotation, int | float)
+        else rotation,
         "scale_range": section.take("global_scale_noise", [1, 1]),
         "translation_std_m": section.take("global_translate_std", 0),
         "shuffle_points": section.take("shuffle_points", True),
