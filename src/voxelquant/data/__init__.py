@@ -1,1 +1,7 @@
 """Frames from nuScenes tables, det3d info files and the synthetic world."""
+
+from voxelquant.data.frame import Frame
+from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.data.records import FrameDataset
+
+__all__ = ["Frame", "FrameDataset", "NuScenesDataset"]

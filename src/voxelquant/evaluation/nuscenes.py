@@ -1,0 +1,202 @@
+"""mAP and NDS by the official protocol: nuscenes-devkit's detection task, cvpr_2019 settings."""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxelquant.errors import DatasetError, MissingDependencyError
+from voxelquant.evaluation.attributes import DETECTION_CLASSES
+from voxelquant.evaluation.submission import (
+    MAX_BOXES_PER_SAMPLE,
+    META,
+    Detections,
+    submission_boxes,
+)
+from voxelquant.geometry import pose_matrix
+
+PROTOCOL = "detection_cvpr_2019"
+SUBMISSION_FILE = "submission.json"
+SUMMARY_FILE = "metrics_summary.json"
+Results = dict[str, list[dict[str, Any]]]  # sample token -> records of the submission
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What nuScenes reports about a detector; every value as the devkit computes it."""
+
+    mAP: float
+    NDS: float
+    per_class_ap: dict[str, float]  # mean over the four matching distances
+    tp_errors: dict[str, float]  # trans_err m, scale_err 1-IoU, orient_err rad, vel_err m/s, attr
+    per_class_tp_errors: dict[str, dict[str, float]]  # NaN where the protocol defines none
+    samples: int
+    detections: int
+    notes: tuple[str, ...] = ()  # what was changed before scoring, empty if nothing
+
+
+def evaluate_detections(
+    data_root: str | Path,
+    version: str,
+    split: str,
+    detections_by_token: Mapping[str, Detections],
+    out_dir: str | Path,
+    *,
+    class_names: Sequence[str] = DETECTION_CLASSES,
+    nusc: Any = None,
+) -> Metrics:
+    """Score detections and leave `submission.json` and `metrics_summary.json` in a folder.
+
+    Args:
+        data_root: Dataset folder.
+        version: Version folder in it.
+        split: A split of nuScenes or of the version's `splits.json`.
+        detections_by_token: Boxes in the LiDAR frame for every key frame of the split.
+        out_dir: Where the two files go; made if need be.
+        class_names: Class of every label; the default is the order of CenterPoint's tasks.
+        nusc: The same dataset, already open (`NuScenesDataset.nusc`): opening v1.0-trainval takes
+            half a minute and gigabytes.
+
+    Raises:
+        DatasetError: A dataset that cannot be opened or evaluated, or tokens that do not match.
+        BadInputError: Detections that are not finite, or of foreign classes.
+        MissingDependencyError: nuscenes-devkit is not installed.
+    """
+    if nusc is None:
+        nusc = _open(data_root, version)
+    _require_tokens(nusc, split, detections_by_token)
+    results = build_results(nusc, detections_by_token, class_names)
+    crowded = sum(len(d.scores) > MAX_BOXES_PER_SAMPLE for d in detections_by_token.values())
+    notes = (
+        (f"{crowded} samples had more than {MAX_BOXES_PER_SAMPLE} boxes: the best were kept",)
+        if crowded
+        else ()
+    )
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    # Files take their final names only when all is done; the devkit's empty plots folder stays out.
+    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=out_dir) as scratch:
+        submission = Path(scratch, SUBMISSION_FILE)
+        submission.write_text(json.dumps({"meta": META, "results": results}))
+        scored = _score(nusc, split, submission, empty=not any(results.values()))
+        summary = {**scored.serialize(), "meta": META, "notes": notes}
+        Path(scratch, SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
+        for name in (SUBMISSION_FILE, SUMMARY_FILE):
+            os.replace(Path(scratch, name), out_dir / name)
+    return Metrics(
+        mAP=scored.mean_ap,
+        NDS=scored.nd_score,
+        per_class_ap={name: float(ap) for name, ap in scored.mean_dist_aps.items()},
+        tp_errors=scored.tp_errors,
+        per_class_tp_errors={k: dict(v) for k, v in summary["label_tp_errors"].items()},
+        samples=len(results),
+        detections=sum(map(len, results.values())),
+        notes=notes,
+    )
+
+
+def build_results(
+    nusc: Any, detections_by_token: Mapping[str, Detections], class_names: Sequence[str]
+) -> Results:
+    """The `results` of a submission: boxes carried into the global frame by the tables' poses."""
+    results = {}
+    for token, detections in detections_by_token.items():
+        key_frame = nusc.get("sample_data", nusc.get("sample", token)["data"]["LIDAR_TOP"])
+        sensor = nusc.get("calibrated_sensor", key_frame["calibrated_sensor_token"])
+        ego = nusc.get("ego_pose", key_frame["ego_pose_token"])
+        results[token] = submission_boxes(
+            token,
+            detections,
+            class_names,
+            ref_to_ego=_pose(sensor),
+            ego_to_global=_pose(ego),
+        )
+    return results
+
+
+def _pose(row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    quaternion = torch.tensor(row["rotation"], dtype=torch.float64)
+    return pose_matrix(row["translation"], row["rotation"]), quaternion
+
+
+def _open(data_root: str | Path, version: str) -> Any:
+    try:
+        from nuscenes.nuscenes import NuScenes
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the nuScenes metric is nuscenes-devkit's ({error}); install it with: "
+            "pip install 'voxelquant[nuscenes]'"
+        ) from error
+    try:
+        return NuScenes(version=version, dataroot=str(data_root), verbose=False)
+    except Exception as error:  # the devkit raises anything from AssertionError to plain Exception
+        raise DatasetError(
+            f"{Path(data_root) / version}: the devkit cannot open these tables "
+            f"({type(error).__name__}: {error}); need a complete nuScenes version folder"
+        ) from error
+
+
+def _require_tokens(nusc: Any, split: str, detections_by_token: Mapping[str, Detections]) -> None:
+    """The metric is over a whole split: no sample less, none more."""
+    from nuscenes.utils.splits import get_scenes_of_split
+
+    try:
+        scenes = set(get_scenes_of_split(split, nusc))
+    except (ValueError, AssertionError) as error:
+        raise DatasetError(f"{nusc.table_root}: {error}") from error
+    tokens = {
+        sample["token"]
+        for sample in nusc.sample
+        if nusc.get("scene", sample["scene_token"])["name"] in scenes
+    }
+    missing = sorted(tokens - set(detections_by_token))
+    foreign = sorted(set(detections_by_token) - tokens)
+    if not tokens or missing or foreign:
+        raise DatasetError(
+            f"split {split} has {len(tokens)} samples; got detections that miss {len(missing)} of "
+            f"them and hold {len(foreign)} others{_example(missing or foreign)}; need detections "
+            "(an empty set if nothing was found) for every sample of the split and no other"
+        )
+
+
+def _example(tokens: list[str]) -> str:
+    return f" (such as {tokens[0]})" if tokens else ""
+
+
+def _score(nusc: Any, split: str, submission: Path, *, empty: bool) -> Any:
+    """The devkit's `DetectionMetrics` of a submission file."""
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.common.data_classes import EvalBoxes
+    from nuscenes.eval.detection.evaluate import DetectionEval
+
+    config = config_factory(PROTOCOL)
+    if empty:
+        # The devkit crashes on a submission without a single box. Its formulas, given nothing to
+        # match, say AP 0 and errors 1 for every class, whatever the ground truth.
+        evaluation = object.__new__(DetectionEval)
+        evaluation.cfg, evaluation.verbose = config, False
+        evaluation.gt_boxes = evaluation.pred_boxes = EvalBoxes()
+        return evaluation.evaluate()[0]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing switches off
+            evaluation = DetectionEval(
+                nusc, config, str(submission), split, str(submission.parent), verbose=False
+            )
+    except AssertionError as error:  # a split of another version, for one
+        raise DatasetError(f"{nusc.table_root}: {error}") from error
+    except Exception as error:
+        if "Invalid box type" not in str(error):
+            raise
+        raise DatasetError(
+            f"{nusc.table_root}: split {split} has no annotated box of any detection class, so "
+            "there is nothing to measure against"
+        ) from error
+    return evaluation.evaluate()[0]
