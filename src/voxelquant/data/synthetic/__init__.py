@@ -1,1 +1,20 @@
 """The synthetic LiDAR world: seeded scenes, a spinning LiDAR, nuScenes tables."""
+
+from voxelquant.data.synthetic.config import WORLD_VERSION, LidarConfig, SceneSpec, WorldConfig
+from voxelquant.data.synthetic.frames import generate_frames, stream_frames
+from voxelquant.data.synthetic.statistics import count_visible_instances
+from voxelquant.data.synthetic.taxonomy import CLASS_NAMES
+from voxelquant.data.synthetic.writer import TABLE_VERSION, write_dataset
+
+__all__ = [
+    "CLASS_NAMES",
+    "TABLE_VERSION",
+    "WORLD_VERSION",
+    "LidarConfig",
+    "SceneSpec",
+    "WorldConfig",
+    "count_visible_instances",
+    "generate_frames",
+    "stream_frames",
+    "write_dataset",
+]

@@ -1,0 +1,97 @@
+"""Counter-based randomness: a value is a pure function of (seed, scene, purpose, counter).
+
+No generator state exists, so frames can be made in any order, in any batch and on any device with
+the same result. Only integer arithmetic and exact conversions stand between counter and value.
+Source: splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+"""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64
+_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+def mix_bits(words: Tensor) -> Tensor:
+    """Finalizer of splitmix64: scatters int64 counters over all 64 bits (multiplication wraps)."""
+    words = (words ^ _shift_right(words, 30)) * _MIX_1
+    words = (words ^ _shift_right(words, 27)) * _MIX_2
+    return words ^ _shift_right(words, 31)
+
+
+def hash_counters(keys: Tensor, counters: Tensor) -> Tensor:
+    """Independent 64-bit words for each pair (key, counter), broadcast against each other."""
+    return mix_bits(keys + (counters + 1) * _GOLDEN)
+
+
+def purpose_code(purpose: str) -> int:
+    """Number of a named stream of draws; the name is its only identity."""
+    return zlib.crc32(purpose.encode())
+
+
+def quarter_uniforms(words: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four float32 uniforms in [0, 1) from the four 16-bit quarters of each word."""
+    quarters = [((words >> shift) & 0xFFFF).to(torch.float32) for shift in (0, 16, 32, 48)]
+    first, second, third, fourth = (quarter * 2.0**-16 for quarter in quarters)
+    return first, second, third, fourth
+
+
+def _shift_right(words: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's `>>` repeats the sign bit."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class Dice:
+    """Named streams of random numbers for a batch of scenes; every draw is float64.
+
+    Args:
+        seed: world seed.
+        scenes: scene numbers, [b] int64; one row of every draw each.
+    """
+
+    def __init__(self, seed: int, scenes: Tensor) -> None:
+        seed_key = torch.full_like(scenes, seed)
+        self.keys = hash_counters(mix_bits(seed_key), scenes)[:, None]  # [b, 1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the draws live."""
+        return self.keys.device
+
+    def words(self, purpose: str, count: int) -> Tensor:
+        """Raw 64-bit words, [b, count] int64."""
+        counters = torch.arange(count, device=self.device)
+        return hash_counters(
+            hash_counters(self.keys, self.keys * 0 + purpose_code(purpose)), counters[None]
+        )
+
+    def uniform(self, purpose: str, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Uniform in [low, high), [b, count]."""
+        unit = _shift_right(self.words(purpose, count), 11).to(torch.float64) * 2.0**-53
+        return low + unit * (high - low)
+
+    def bell(self, purpose: str, count: int) -> Tensor:
+        """Zero mean, unit deviation, bounded by ±3.46: the sum of four 16-bit uniforms, [b, count].
+
+        A sum is exact on every device; a true normal would need `log` and `cos`, which are not.
+        """
+        quarters = quarter_uniforms(self.words(purpose, count))
+        total = quarters[0].double() + quarters[1].double()
+        total = total + quarters[2].double() + quarters[3].double()
+        return (total - 2.0) * 3.0**0.5
+
+    def chance(self, purpose: str, count: int, probability: float) -> Tensor:
+        """True with the given probability, [b, count] bool."""
+        return self.uniform(purpose, count) < probability
+
+    def choice(self, purpose: str, count: int, weights: list[float]) -> Tensor:
+        """Index drawn in proportion to `weights`, [b, count] int64."""
+        edges = [sum(weights[:index]) / sum(weights) for index in range(1, len(weights))]
+        unit = self.uniform(purpose, count)
+        index_drawn = torch.zeros_like(unit, dtype=torch.int64)
+        for edge in edges:
+            index_drawn = index_drawn + (unit >= edge)
+        return index_drawn

@@ -1,0 +1,46 @@
+"""The solids that objects are made of, in coordinates of the object's own box.
+
+x runs from -1 (rear) to 1 (front), y from -1 (right) to 1 (left), z from 0 (ground) to 1 (top), so
+one description serves every size. No part of an annotated object leaves its box.
+"""
+
+from dataclasses import dataclass
+
+BOX, CYLINDER, ELLIPSOID = range(3)  # CYLINDER: elliptic, upright, and a cone where tapered
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One convex solid of an object, filling x by y by z of the object's box.
+
+    `taper_x` and `taper_y` say by which share the top is narrower than the bottom.
+    """
+
+    solid: int
+    x: Span
+    y: Span
+    z: Span
+    material: str
+    taper_x: float = 0.0
+    taper_y: float = 0.0
+
+
+def box(x: Span, y: Span, z: Span, material: str, taper: Span = (0.0, 0.0)) -> Part:
+    """A box whose top is narrower by `taper` along x and y."""
+    return Part(BOX, x, y, z, material, *taper)
+
+
+def upright(x: Span, y: Span, z: Span, material: str, taper: float = 0.0) -> Part:
+    """An upright cylinder, or a cone where tapered."""
+    return Part(CYLINDER, x, y, z, material, taper, taper)
+
+
+def blob(x: Span, y: Span, z: Span, material: str) -> Part:
+    """An ellipsoid."""
+    return Part(ELLIPSOID, x, y, z, material)
+
+
+ALL = (-1.0, 1.0)
+INNER = (-0.97, 0.97)
