@@ -10,6 +10,7 @@ from voxelquant.data.synthetic.config import WorldConfig
 from voxelquant.data.synthetic.layout import Scenes, object_poses
 from voxelquant.data.synthetic.returns import Returns
 from voxelquant.data.synthetic.sensor import Revolutions
+from voxelquant.geometry.yaw import theta_to_yaw_det3d
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ def annotate(
     poses = object_poses(scenes, rows, time_s)
     centre_z = poses.z + scenes.size_wlh_m[rows][..., 2] / 2
     centre = torch.stack([poses.x, poses.y, centre_z], dim=-1)
-    speed = scenes.slots.speed_mps[rows]
+    road = scenes.road.at(rows)
+    # Speeds are measured along the centre line; on the inside of a curve the way is shorter.
+    speed = scenes.slots.speed_mps[rows] * (1 - road.curvature_per_m * scenes.slots.d_m[rows])
     road_heading = poses.heading_rad - scenes.slots.turn_rad[rows]
     velocity_x, velocity_y = speed * torch.cos(road_heading), speed * torch.sin(road_heading)
-    slope_x, slope_y = scenes.road.at(rows).gradient(poses.x)
+    slope_x, slope_y = road.gradient(poses.x)
     climb = velocity_x * slope_x + velocity_y * slope_y
     sensor = revolutions.sensor_to_world
     dx, dy = poses.x - sensor[:, 0, 3, None], poses.y - sensor[:, 1, 3, None]
@@ -84,9 +87,10 @@ def boxes_in_lidar_frame(
     )
     forward = _apply(turn, forward)
     theta = torch.atan2(forward[..., 1], forward[..., 0])
-    yaw_det3d = -theta - torch.pi / 2
     size = scenes.size_wlh_m[revolutions.rows]
-    return torch.cat([centre, size, velocity[..., :2], yaw_det3d[..., None]], dim=-1)
+    return torch.cat(
+        [centre, size, velocity[..., :2], theta_to_yaw_det3d(theta)[..., None]], dim=-1
+    )
 
 
 def _apply(turn: Tensor, vectors: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Rotations as nuScenes tables store them."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -30,8 +28,3 @@ def quaternion_wxyz(rotation: Tensor) -> list[float]:
     largest = squares.index(max(squares))
     quaternion = cross[largest] / cross[largest].norm()
     return (quaternion * (1.0 if quaternion[0] >= 0 else -1.0)).tolist()
-
-
-def yaw_quaternion_wxyz(yaw_rad: float) -> list[float]:
-    """Rotation about the vertical axis."""
-    return [math.cos(yaw_rad / 2), 0.0, 0.0, math.sin(yaw_rad / 2)]

@@ -11,9 +11,10 @@ from voxelquant.data.synthetic.annotate import Annotations, join_annotations
 from voxelquant.data.synthetic.config import SceneSpec, WorldConfig
 from voxelquant.data.synthetic.frames import scene_to_global, timestamp_us, token_of
 from voxelquant.data.synthetic.layout import Scenes
-from voxelquant.data.synthetic.quaternions import quaternion_wxyz, yaw_quaternion_wxyz
+from voxelquant.data.synthetic.quaternions import quaternion_wxyz
 from voxelquant.data.synthetic.sensor import Revolutions, sensor_to_ego
 from voxelquant.data.synthetic.taxonomy import ATTRIBUTES, CATEGORIES, attribute_of
+from voxelquant.geometry.rigid import yaw_to_quaternion
 
 Record = dict[str, Any]
 VISIBILITY_LEVELS = ("v0-40", "v40-60", "v60-80", "v80-100")
@@ -194,7 +195,7 @@ def add_annotations(
                 attribute_tokens=attribute,
                 translation=centre[key, thing].tolist(),
                 size=scenes.size_wlh_m[row, thing].tolist(),
-                rotation=yaw_quaternion_wxyz(float(truth.heading_rad[key, thing]) + yaw),
+                rotation=list(yaw_to_quaternion(float(truth.heading_rad[key, thing]) + yaw)),
                 prev=tokens[place - 1] if place else "",
                 next=tokens[place + 1] if place + 1 < len(keys) else "",
                 num_lidar_pts=int(truth.hits[key, thing]),
