@@ -61,6 +61,8 @@ _TraceInts3 = Annotated[Ints, AttributeSpec(Kind.INTS, (), Need.OPEN_ENGINE, 3)]
 _RequiredInt = Annotated[int, AttributeSpec(Kind.INT, 0, Need.REQUIRED)]
 _OptionalInt = Annotated[int | None, AttributeSpec(Kind.INT, None, Need.OPTIONAL)]
 _TraceInt = Annotated[int, AttributeSpec(Kind.INT, 0, Need.OPEN_ENGINE)]
+_Ndim = Annotated[int, AttributeSpec(Kind.INT, 3, Need.OPEN_ENGINE)]
+_Groups = Annotated[int, AttributeSpec(Kind.INT, 1, Need.OPEN_ENGINE)]
 _RequiredFlag = Annotated[bool, AttributeSpec(Kind.FLAG, False, Need.REQUIRED)]
 _OptionalFlag = Annotated[bool, AttributeSpec(Kind.FLAG, False, Need.OPTIONAL)]
 _TraceFlag = Annotated[bool, AttributeSpec(Kind.FLAG, False, Need.OPEN_ENGINE)]
@@ -110,10 +112,10 @@ class SparseConvolution(Node):
     output_precision: _Precision
     input_dynamic_range: _Range = None
     weight_dynamic_ranges: _Ranges = ()
-    ndim: _TraceInt = 3
+    ndim: _Ndim = 3
     in_channels: _TraceInt
     out_channels: _TraceInt
-    groups: _TraceInt = 1
+    groups: _Groups = 1
     transposed: _TraceFlag = False
     output_padding: _TraceInts3 = (0, 0, 0)
     input_spatial_shape: _TraceInts3

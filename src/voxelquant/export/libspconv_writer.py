@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-import voxelquant
+from voxelquant import __version__
 from voxelquant.errors import ExportError
 from voxelquant.export.ir import (
     AttributeSpec,
@@ -61,7 +61,7 @@ def to_model_proto(graph: Graph) -> ModelProto:
         proto.initializer.append(_initializer(name, values))
     model = ModelProto(ir_version=onnx.IR_VERSION, graph=proto)
     model.producer_name = "voxelquant"
-    model.producer_version = voxelquant.__version__
+    model.producer_version = __version__
     model.opset_import.append(onnx.helper.make_opsetid("ai.onnx", _OPSET))
     return model
 

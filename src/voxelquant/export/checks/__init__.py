@@ -1,0 +1,1 @@
+"""The rules of the dialect, one file for each subject; `validate` runs them all."""
