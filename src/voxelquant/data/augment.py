@@ -1,0 +1,178 @@
+"""Random transformations of a training frame (CenterPoint's `Preprocess`, train mode)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from voxelquant.data.frame import Frame
+from voxelquant.geometry import bev_rectangles, box_corners_bev, wrap_to_pi
+
+
+class AugmentationSettings(Protocol):
+    """Settings as a detector config holds them (`train.augmentation`)."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether frames are changed at all."""
+        ...
+
+    @property
+    def flip(self) -> bool:
+        """Whether frames may be mirrored."""
+        ...
+
+    @property
+    def rotation_range_rad(self) -> tuple[float, float]:
+        """Bounds of the clockwise rotation."""
+        ...
+
+    @property
+    def scale_range(self) -> tuple[float, float]:
+        """Bounds of the factor on every length."""
+        ...
+
+    @property
+    def translation_std_m(self) -> float:
+        """Standard deviation of the shift, along each axis."""
+        ...
+
+    @property
+    def shuffle_points(self) -> bool:
+        """Whether points are put in random order."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrameTransform:
+    """One drawn transformation: mirror, rotate, scale, then shift.
+
+    Poses of the frame stay those of the LiDAR that recorded it.
+    """
+
+    mirror_y: bool = False
+    mirror_x: bool = False
+    clockwise_rad: float = 0.0
+    scale: float = 1.0
+    shift_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __call__(self, frame: Frame) -> Frame:
+        """A new frame with points and boxes transformed."""
+        points = frame.points.clone()
+        self._move(points[:, :3])
+        boxes = frame.boxes_det3d
+        if boxes is not None:
+            boxes = boxes.clone()
+            self._move(boxes[:, :3])
+            boxes[:, 3:6] *= self.scale
+            self._turn(boxes[:, 6:8])
+            boxes[:, 6:8] *= self.scale
+            boxes[:, 8] = self._turned_yaw(boxes[:, 8])
+        return replace(frame, points=points, boxes_det3d=boxes)
+
+    def _move(self, xyz: Tensor) -> None:
+        """Transform positions [n, 3] in place."""
+        self._turn(xyz[:, :2])
+        xyz *= self.scale
+        xyz += xyz.new_tensor(self.shift_m)
+
+    def _turn(self, xy: Tensor) -> None:
+        """Mirror and rotate vectors [n, 2] in place."""
+        if self.mirror_y:
+            xy[:, 1].neg_()
+        if self.mirror_x:
+            xy[:, 0].neg_()
+        cos, sin = math.cos(self.clockwise_rad), math.sin(self.clockwise_rad)
+        x, y = xy.unbind(dim=1)
+        xy.copy_(torch.stack((x * cos + y * sin, y * cos - x * sin), dim=1))
+
+    def _turned_yaw(self, yaw_det3d: Tensor) -> Tensor:
+        if self.mirror_y:
+            yaw_det3d = math.pi - yaw_det3d
+        if self.mirror_x:
+            yaw_det3d = -yaw_det3d
+        return wrap_to_pi(yaw_det3d + self.clockwise_rad)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Draws a `FrameTransform` for every frame and applies it.
+
+    Pasting objects of other frames (GT-AUG) happens before the flips in CenterPoint; it belongs in
+    front of this class, as another callable of frame and generator.
+    """
+
+    flip: bool = True
+    rotation_range_rad: tuple[float, float] = (0.0, 0.0)
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    translation_std_m: float = 0.0
+    shuffle_points: bool = True
+
+    @classmethod
+    def from_config(cls, settings: AugmentationSettings) -> "Augmentation":
+        """Augmentation of a detector config; one that changes nothing if it is disabled."""
+        if not settings.enabled:
+            return cls(flip=False, shuffle_points=False)
+        return cls(
+            flip=settings.flip,
+            rotation_range_rad=settings.rotation_range_rad,
+            scale_range=settings.scale_range,
+            translation_std_m=settings.translation_std_m,
+            shuffle_points=settings.shuffle_points,
+        )
+
+    def __call__(self, frame: Frame, generator: torch.Generator) -> Frame:
+        """A new, randomly transformed frame on the same device.
+
+        Args:
+            frame: Left as it is.
+            generator: On any device; one seed gives one result whatever device the frame is on.
+        """
+        frame = self.draw(generator)(frame)
+        if not self.shuffle_points:
+            return frame
+        order = torch.randperm(len(frame.points), generator=generator, device=generator.device)
+        return replace(frame, points=frame.points[order.to(frame.points.device)])
+
+    def draw(self, generator: torch.Generator) -> FrameTransform:
+        """One random transformation."""
+        uniform = torch.rand(4, generator=generator, dtype=torch.float64, device=generator.device)
+        normal = torch.randn(3, generator=generator, dtype=torch.float64, device=generator.device)
+        mirror_y, mirror_x, turn, size = uniform.tolist()
+        x, y, z = (normal * self.translation_std_m).tolist()
+        return FrameTransform(
+            mirror_y=self.flip and mirror_y < 0.5,
+            mirror_x=self.flip and mirror_x < 0.5,
+            clockwise_rad=_between(self.rotation_range_rad, turn),
+            scale=_between(self.scale_range, size),
+            shift_m=(x, y, z),
+        )
+
+
+def drop_boxes_outside(
+    frame: Frame, point_range: tuple[float, float, float, float, float, float]
+) -> Frame:
+    """Keep the boxes that have a corner strictly inside the range, seen from above.
+
+    Args:
+        frame: Left as it is; its points are not touched.
+        point_range: x, y, z minimum, then maximum, in metres; z plays no part.
+    """
+    if frame.boxes_det3d is None:
+        return frame
+    corners = box_corners_bev(bev_rectangles(frame.boxes_det3d))  # [n, 4, 2]
+    low, high = corners.new_tensor(point_range[:2]), corners.new_tensor(point_range[3:5])
+    kept = ((corners > low) & (corners < high)).all(dim=2).any(dim=1)
+    return replace(
+        frame,
+        boxes_det3d=frame.boxes_det3d[kept],
+        labels=None if frame.labels is None else frame.labels[kept],
+        num_lidar_pts=None if frame.num_lidar_pts is None else frame.num_lidar_pts[kept],
+    )
+
+
+def _between(bounds: tuple[float, float], fraction: float) -> float:
+    low, high = bounds
+    return low + (high - low) * fraction
