@@ -14,6 +14,7 @@ from voxelquant.sparse.modules import (
     SubMConv3d,
     apply_module,
     check_same_sites,
+    resolve_conv_map,
 )
 from voxelquant.sparse.tensor import ActiveSites, CoupledConv, SparseTensor
 from voxelquant.sparse.trace import SparseGraph, SparseNode, trace_sparse_graph
@@ -40,6 +41,7 @@ __all__ = [
     "apply_module",
     "build_kernel_map",
     "check_same_sites",
+    "resolve_conv_map",
     "sparse_conv",
     "sparse_conv_int8",
     "trace_sparse_graph",

@@ -30,10 +30,47 @@ class SparseModule(nn.Module):
     graph_kind: ClassVar[str | None] = None
 
 
+ResolvedMap = tuple[KernelMap, ActiveSites, dict[str, CoupledConv]]
+
+
+def resolve_conv_map(
+    x: SparseTensor, geometry: ConvGeometry, indice_key: str | None, *, inverse: bool = False
+) -> ResolvedMap:
+    """Kernel map of a convolution on `x`, its output sites, and the couplings to hand on.
+
+    Raises:
+        GeometryError: an inverse convolution does not meet the convolution that it inverts.
+    """
+    if inverse:
+        link = _find_coupled(x, indice_key)
+        return link.kernel_map.transposed(), link.in_sites, x.coupled
+    kernel_map, out_sites = x.sites.kernel_map(geometry)
+    if indice_key is None or geometry.subm:
+        return kernel_map, out_sites, x.coupled
+    link = CoupledConv(kernel_map, x.sites, out_sites)
+    return kernel_map, out_sites, {**x.coupled, indice_key: link}
+
+
+def _find_coupled(x: SparseTensor, indice_key: str | None) -> CoupledConv:
+    link = x.coupled.get(indice_key or "")
+    if link is None:
+        raise GeometryError(
+            f"got an inverse conv of key {indice_key!r}, but only {sorted(x.coupled)} "
+            "came before it; give the SparseConv3d to invert the same indice_key"
+        )
+    if link.out_sites is not x.sites:
+        raise GeometryError(
+            f"got an inverse conv of key {indice_key!r} on {len(x.sites)} sites that are "
+            f"not the {len(link.out_sites)} outputs of the convolution of that key"
+        )
+    return link
+
+
 class SparseConvBase(SparseModule):
     """What the three convolutions share: geometry, weight, bias and their initialisation."""
 
     graph_kind = "conv"
+    inverse: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -61,13 +98,9 @@ class SparseConvBase(SparseModule):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def resolve_map(self, x: SparseTensor) -> tuple[KernelMap, ActiveSites, dict[str, CoupledConv]]:
+    def resolve_map(self, x: SparseTensor) -> ResolvedMap:
         """Kernel map of this convolution on `x`, output sites, and the couplings to hand on."""
-        kernel_map, out_sites = x.sites.kernel_map(self.geometry)
-        if self.indice_key is None or self.geometry.subm:
-            return kernel_map, out_sites, x.coupled
-        link = CoupledConv(kernel_map, x.sites, out_sites)
-        return kernel_map, out_sites, {**x.coupled, self.indice_key: link}
+        return resolve_conv_map(x, self.geometry, self.indice_key, inverse=self.inverse)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve: `[n, c_in]` features on the input sites → `[m, c_out]` on the output sites."""
@@ -121,7 +154,7 @@ class SparseConv3d(SparseConvBase):
 class SparseInverseConv3d(SparseConvBase):
     """Inverse of an earlier `SparseConv3d` with the same `indice_key`: restores its input sites."""
 
-    indice_key: str
+    inverse = True
 
     def __init__(
         self,
@@ -134,21 +167,6 @@ class SparseInverseConv3d(SparseConvBase):
     ) -> None:
         geometry = ConvGeometry(as_triple(kernel_size))
         super().__init__(in_channels, out_channels, geometry, bias=bias, indice_key=indice_key)
-
-    def resolve_map(self, x: SparseTensor) -> tuple[KernelMap, ActiveSites, dict[str, CoupledConv]]:
-        """The coupled convolution's map with inputs and outputs exchanged."""
-        link = x.coupled.get(self.indice_key)
-        if link is None:
-            raise GeometryError(
-                f"got an inverse conv of key {self.indice_key!r}, but only {sorted(x.coupled)} "
-                "came before it; give the SparseConv3d to invert the same indice_key"
-            )
-        if link.out_sites is not x.sites:
-            raise GeometryError(
-                f"got an inverse conv of key {self.indice_key!r} on {len(x.sites)} sites that are "
-                f"not the {len(link.out_sites)} outputs of the convolution of that key"
-            )
-        return link.kernel_map.transposed(), link.in_sites, x.coupled
 
 
 class SparseAdd(SparseModule):

@@ -7,7 +7,7 @@ two consumers of one tensor are seen as such, whatever the model's Python looks 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +89,18 @@ class _Recorder:
         node = SparseNode(path, kind, module, inputs, output, in_grid, out_grid, shape)
         self.nodes.append(node)
 
+    def returned_values(self, result: Any) -> Iterator[int]:
+        """Values among what the model returned."""
+        if isinstance(result, Mapping):
+            result = list(result.values())
+        if isinstance(result, (list, tuple)):
+            for item in result:
+                yield from self.returned_values(item)
+        elif isinstance(result, (SparseTensor, Tensor)):
+            value = self.value_of.get(id(_features(result)))
+            if value is not None:
+                yield value
+
     def _value(self, path: str, features: Tensor) -> int:
         value = self.value_of.get(id(features))
         if value is None:
@@ -139,7 +151,8 @@ def trace_sparse_graph(model: nn.Module, x: SparseTensor, *more: Any) -> SparseG
         more: further positional arguments of the model.
 
     Returns:
-        The graph; its outputs are the values that no node consumes.
+        The graph; its outputs are the values that no node consumes or that the model returns (in
+        tuples, lists and dicts too).
 
     Raises:
         GraphError: features were computed outside of modules, or nothing was recorded.
@@ -150,11 +163,14 @@ def trace_sparse_graph(model: nn.Module, x: SparseTensor, *more: Any) -> SparseG
     model.eval()
     try:
         with torch.no_grad(), _hooks(model, recorder):
-            model(x, *more)
+            returned = model(x, *more)
     finally:
         model.train(was_training)
     if not recorder.nodes:
         raise GraphError("got a model without sparse modules, need at least one sparse conv")
     consumed = {value for node in recorder.nodes for value in node.inputs}
-    outputs = tuple(n.output for n in recorder.nodes if n.output not in consumed)
+    handed_out = consumed.intersection(recorder.returned_values(returned))
+    outputs = tuple(
+        n.output for n in recorder.nodes if n.output not in consumed or n.output in handed_out
+    )
     return SparseGraph(tuple(recorder.nodes), input_value, outputs)
