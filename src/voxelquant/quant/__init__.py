@@ -1,1 +1,61 @@
 """Quantization of networks built of sparse convolutions: layers, never detectors."""
+
+from voxelquant.quant.calibrate import TensorStatistics, calibrate
+from voxelquant.quant.calibrators import choose_amax
+from voxelquant.quant.histogram import MagnitudeHistogram
+from voxelquant.quant.insert import Quantization, is_quantized, quantization_of, quantize
+from voxelquant.quant.int8_modules import (
+    Fp16SparseAdd,
+    Fp16SparseConv3d,
+    Int8SparseAdd,
+    Int8SparseConv3d,
+)
+from voxelquant.quant.lower import lower
+from voxelquant.quant.modules import (
+    LayerPrecision,
+    QuantSparseAdd,
+    QuantSparseConv3d,
+    QuantSparseConvBase,
+    QuantSparseInverseConv3d,
+    QuantSubMConv3d,
+)
+from voxelquant.quant.plan import PrecisionPlan, make_plan
+from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer
+from voxelquant.quant.recipe import Recipe, bundled_recipes, load_recipe
+from voxelquant.quant.spec import QuantSpec
+from voxelquant.quant.state import QuantState
+from voxelquant.quant.topology import GRAPH_INPUT, FusedGraph, FusedNode
+
+__all__ = [
+    "GRAPH_INPUT",
+    "Fp16SparseAdd",
+    "Fp16SparseConv3d",
+    "FusedGraph",
+    "FusedNode",
+    "Int8SparseAdd",
+    "Int8SparseConv3d",
+    "LayerPrecision",
+    "MagnitudeHistogram",
+    "PrecisionPlan",
+    "QuantSparseAdd",
+    "QuantSparseConv3d",
+    "QuantSparseConvBase",
+    "QuantSparseInverseConv3d",
+    "QuantSpec",
+    "QuantState",
+    "QuantSubMConv3d",
+    "Quantization",
+    "QuantizerMode",
+    "Recipe",
+    "TensorQuantizer",
+    "TensorStatistics",
+    "bundled_recipes",
+    "calibrate",
+    "choose_amax",
+    "is_quantized",
+    "load_recipe",
+    "lower",
+    "make_plan",
+    "quantization_of",
+    "quantize",
+]

@@ -1,0 +1,244 @@
+"""Insertion: a copy of the model with quantized layers, tied by the tensors they read."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from voxelquant.errors import CalibrationError, GraphError, QuantStateError
+from voxelquant.quant.fold import fold_batchnorm
+from voxelquant.quant.modes import evaluation_mode
+from voxelquant.quant.modules import (
+    LayerPrecision,
+    QuantSparseAdd,
+    QuantSparseConv3d,
+    QuantSparseConvBase,
+    QuantSparseInverseConv3d,
+    QuantSubMConv3d,
+)
+from voxelquant.quant.plan import PrecisionPlan, make_plan
+from voxelquant.quant.quantizer import TensorQuantizer
+from voxelquant.quant.recipe import Recipe, load_recipe
+from voxelquant.quant.substitute import substitute_modules
+from voxelquant.quant.topology import FusedGraph, FusedNode, fuse_graph
+from voxelquant.sparse import (
+    SparseConvBase,
+    SparseInverseConv3d,
+    SparseTensor,
+    SubMConv3d,
+    trace_sparse_graph,
+)
+
+_log = logging.getLogger(__name__)
+_ATTRIBUTE = "voxelquant_quantization"
+
+
+@dataclass
+class Quantization:
+    """What a quantized model knows of itself.
+
+    Attributes:
+        recipe: the policy.
+        plan: resolved precisions; None until an example frame was traced.
+        tensor_quantizers: tensor name → the one quantizer that all its consumers share.
+    """
+
+    recipe: Recipe
+    plan: PrecisionPlan | None = None
+    tensor_quantizers: dict[str, TensorQuantizer] = field(default_factory=dict)
+
+    def require_plan(self) -> PrecisionPlan:
+        """The plan.
+
+        Raises:
+            CalibrationError: no frame was traced yet.
+        """
+        if self.plan is None:
+            raise CalibrationError(
+                "got a quantized model that has not seen a frame, need its graph; run "
+                "calibrate(qmodel, frames), or quantize(model, recipe, example=frame)"
+            )
+        return self.plan
+
+
+def quantize(
+    model: nn.Module, recipe: str | Recipe = "int8", example: Any | None = None
+) -> nn.Module:
+    """Fake-quant copy of a model built of sparse convolutions; the model itself stays as it is.
+
+    Args:
+        model: any module whose forward takes a `SparseTensor` first.
+        recipe: bundled name, YAML file, or a Recipe.
+        example: one model input (a SparseTensor, or the tuple of arguments). With it batch norms
+            are folded and quantizers tied at once; without it, by the first calibration frame.
+
+    Returns:
+        The copy. It runs after `calibrate`.
+
+    Raises:
+        ConfigError: the recipe is malformed or does not fit the model.
+        GraphError: the model computes something that the sparse graph cannot express.
+        QuantStateError: a folded weight is not finite in fp16.
+    """
+    if is_quantized(model):
+        raise GraphError("got a model that is quantized already, need the float model")
+    qmodel = copy.deepcopy(model)
+    attach(qmodel, load_recipe(recipe))
+    if example is not None:
+        trace_and_insert(qmodel, as_arguments(example))
+    return qmodel
+
+
+def attach(model: nn.Module, recipe: Recipe) -> None:
+    """Mark a model as quantized by a recipe; it refuses to run before layers are inserted."""
+    setattr(model, _ATTRIBUTE, Quantization(recipe))
+    model.register_forward_pre_hook(_refuse_untraced)
+
+
+def detach(model: nn.Module) -> None:
+    """Take the mark off again; the model then runs unconditionally."""
+    delattr(model, _ATTRIBUTE)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the model came out of `quantize` or `QuantState.apply`."""
+    return isinstance(getattr(model, _ATTRIBUTE, None), Quantization)
+
+
+def quantization_of(model: nn.Module) -> Quantization:
+    """Recipe, plan and tensor quantizers of a quantized model.
+
+    Raises:
+        QuantStateError: the model is not quantized.
+    """
+    quantization = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(quantization, Quantization):
+        raise QuantStateError(
+            f"got a {type(model).__name__} that is not quantized, need the result of quantize() or "
+            "QuantState.apply()"
+        )
+    return quantization
+
+
+def as_arguments(frame: Any) -> tuple[Any, ...]:
+    """Positional arguments of the model from a frame: a SparseTensor, or a tuple that begins so.
+
+    Raises:
+        CalibrationError: it is neither.
+    """
+    arguments = frame if isinstance(frame, tuple) else (frame,)
+    if not arguments or not isinstance(arguments[0], SparseTensor):
+        got = type(arguments[0]).__name__ if arguments else "an empty tuple"
+        raise CalibrationError(
+            f"got a frame of {got}, need a SparseTensor, or a tuple of arguments that begins with "
+            "one"
+        )
+    return arguments
+
+
+def trace_and_insert(qmodel: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Trace a frame through a pending model, fold, plan and put quantized layers in, in place."""
+    quantization = quantization_of(qmodel)
+    graph = trace_fused_graph(qmodel, arguments)
+    plan = make_plan(graph, quantization.recipe)
+    fold_batchnorm(qmodel, graph)
+    insert_layers(qmodel, plan)
+    for note in plan.notes:
+        _log.info("%s", note)
+
+
+def trace_fused_graph(model: nn.Module, arguments: tuple[Any, ...]) -> FusedGraph:
+    """Graph of kernels and tensors of one forward."""
+    quantization = getattr(model, _ATTRIBUTE, None)
+    # Tracing has to pass the hook that refuses forwards before insertion.
+    setattr(model, _ATTRIBUTE, None)
+    try:
+        with evaluation_mode(model), _count_calls(model) as calls:
+            graph = trace_sparse_graph(model, *arguments)
+    finally:
+        setattr(model, _ATTRIBUTE, quantization)
+    return fuse_graph(graph, calls)
+
+
+def insert_layers(model: nn.Module, plan: PrecisionPlan) -> None:
+    """Exchange the layers of a folded model for quantized ones, uncalibrated, in place."""
+    quantization = quantization_of(model)
+    recipe = quantization.recipe
+    device = next(model.parameters()).device
+    quantizers = {
+        tensor: TensorQuantizer(recipe.activation_spec(tensor), tensor).to(device)
+        for tensor in plan.quantized_tensors
+    }
+    replacements: dict[str, nn.Module] = {}
+    for node in plan.graph.nodes:
+        if node.kind == "conv":
+            conv = model.get_submodule(node.path)
+            assert isinstance(conv, SparseConvBase)
+            replacements[node.path] = _quantized_conv(conv, node, plan, quantizers, recipe)
+        elif node.kind == "add":
+            tied = None
+            if plan.precision[node.name] == "int8":
+                tied = (quantizers[node.inputs[0]], quantizers[node.inputs[1]])
+            replacements[node.path] = QuantSparseAdd(layer_precision(plan, node), tied)
+    substitute_modules(model, replacements)
+    quantization.plan = plan
+    quantization.tensor_quantizers = quantizers
+
+
+def layer_precision(plan: PrecisionPlan, node: FusedNode) -> LayerPrecision:
+    """Precisions of one node."""
+    inputs = tuple(plan.tensor_precision[name] for name in node.inputs)
+    return LayerPrecision(plan.precision[node.name], inputs, plan.tensor_precision[node.name])
+
+
+def _quantized_conv(
+    conv: SparseConvBase,
+    node: FusedNode,
+    plan: PrecisionPlan,
+    quantizers: dict[str, TensorQuantizer],
+    recipe: Recipe,
+) -> QuantSparseConvBase:
+    kind: type[QuantSparseConvBase] = QuantSparseConv3d
+    if isinstance(conv, SubMConv3d):
+        kind = QuantSubMConv3d
+    elif isinstance(conv, SparseInverseConv3d):
+        kind = QuantSparseInverseConv3d
+    precision = layer_precision(plan, node)
+    if precision.compute == "fp16":
+        return kind(conv, precision, None, None)
+    spec = recipe.weight_spec(node.path)
+    weight_quantizer = TensorQuantizer(spec, f"{node.path}.weight", conv.out_channels)
+    weight_quantizer.to(conv.weight.device)
+    return kind(conv, precision, quantizers[node.inputs[0]], weight_quantizer)
+
+
+def _refuse_untraced(model: nn.Module, arguments: Any) -> None:
+    quantization = getattr(model, _ATTRIBUTE, None)
+    if isinstance(quantization, Quantization):
+        quantization.require_plan()
+
+
+@contextmanager
+def _count_calls(model: nn.Module) -> Iterator[Counter[str]]:
+    """Count all calls of ReLUs and batch norms, those outside of the sparse graph too."""
+    calls: Counter[str] = Counter()
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.ReLU, nn.BatchNorm1d)):
+
+            def hook(m: nn.Module, args: Any, out: Any, path: str = path) -> None:
+                calls[path] += 1
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

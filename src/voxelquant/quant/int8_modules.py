@@ -1,0 +1,234 @@
+"""Integer layers: what is left when every quantizer has done its work.
+
+Between int8 layers features are `torch.int8` codes and `SparseTensor.scale` carries their step;
+fp16 tensors are `torch.float16`. What leaves the sparse part is float32 holding fp16 values, so
+that the dense part and the user's own code run as before. Steps live in buffers on the device:
+dividing by a number from the host would become a multiplication by its reciprocal on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voxelquant.errors import GraphError
+from voxelquant.numerics import (
+    IntFormat,
+    add_dequantized,
+    dequantize_accumulator,
+    epilogue_multiplier,
+    quantize,
+    scale_from_amax,
+)
+from voxelquant.sparse import (
+    ConvGeometry,
+    SparseModule,
+    SparseTensor,
+    check_same_sites,
+    resolve_conv_map,
+    sparse_conv,
+    sparse_conv_int8,
+)
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """How a layer hands on its result.
+
+    Attributes:
+        relu: whether a ReLU is fused.
+        scale: step of the output codes, `[]` float32; None for an fp16 tensor.
+        leaves: whether the tensor leaves the sparse part.
+    """
+
+    relu: bool
+    scale: Tensor | None
+    leaves: bool
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """Name and geometry of a convolution."""
+
+    path: str
+    geometry: ConvGeometry
+    indice_key: str | None
+    inverse: bool
+
+
+class LoweredModule(SparseModule):
+    """What all lowered layers share: the last steps of the epilogue."""
+
+    output_scale: Tensor | None
+
+    def __init__(self, path: str, output: LayerOutput) -> None:
+        super().__init__()
+        self.path = path
+        self.relu = output.relu
+        self.leaves = output.leaves
+        self.register_buffer("output_scale", output.scale)
+        self.output_step = None if output.scale is None else float(output.scale)
+
+    def finish(self, y: Tensor) -> tuple[Tensor, float | None]:
+        """Activation, then codes and their step, or fp16 values.
+
+        Args:
+            y: `[m, c]` float32, overwritten.
+        """
+        if self.relu:
+            y = y.relu_()
+        if self.output_scale is not None:
+            return quantize(y, self.output_scale), self.output_step
+        half = y.to(torch.float16)
+        return (half.to(torch.float32) if self.leaves else half), None
+
+    def check_step(self, x: SparseTensor, step: float) -> None:
+        """Raise a GraphError unless codes come with the step that this layer was built for."""
+        if x.scale != step:
+            raise GraphError(
+                f"{self.path}: got int8 features of step {x.scale}, need {step}; the model's "
+                "forward has changed since it was quantized"
+            )
+
+    def require_float(self, x: SparseTensor) -> Tensor:
+        """Float32 values of an fp16 tensor (of the graph input: rounded to fp16)."""
+        if x.features.dtype == torch.int8:
+            raise GraphError(
+                f"{self.path}: got int8 codes, need an fp16 tensor; the model's forward has "
+                "changed since it was quantized"
+            )
+        return x.features.to(torch.float16).to(torch.float32)
+
+
+class Int8SparseConv3d(LoweredModule):
+    """Integer convolution: int8 × int8 → int32, then the epilogue of the law in float32.
+
+    Args:
+        site: name and geometry.
+        weight_q: `[c_out, kz, ky, kx, c_in]` int8 codes.
+        scales: step of the input `[]` and of each weight channel `[c_out]`, float32.
+        bias: `[c_out]` float32.
+        output: how the result is handed on.
+    """
+
+    graph_kind = "conv"
+    weight_q: Tensor
+    input_scale: Tensor
+    multiplier: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        site: ConvSite,
+        weight_q: Tensor,
+        scales: tuple[Tensor, Tensor],
+        bias: Tensor,
+        output: LayerOutput,
+    ) -> None:
+        super().__init__(site.path, output)
+        self.site = site
+        scale_in, scale_weight = scales
+        self.register_buffer("weight_q", weight_q)
+        self.register_buffer("input_scale", scale_in)
+        self.register_buffer("multiplier", epilogue_multiplier(scale_in, scale_weight))
+        self.register_buffer("bias", bias)
+        self.input_step = float(scale_in)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Codes `[n, c_in]` → `[m, c_out]`; an fp16 tensor is quantized on entry."""
+        site = self.site
+        kernel_map, out_sites, coupled = resolve_conv_map(
+            x, site.geometry, site.indice_key, inverse=site.inverse
+        )
+        acc = sparse_conv_int8(self._codes(x), self.weight_q, kernel_map)  # [m, c_out] int32
+        y = dequantize_accumulator(acc, self.multiplier, self.bias)
+        features, step = self.finish(y)
+        return SparseTensor(features, out_sites, step, coupled)
+
+    def _codes(self, x: SparseTensor) -> Tensor:
+        if x.features.dtype == torch.int8:
+            self.check_step(x, self.input_step)
+            return x.features
+        return quantize(self.require_float(x), self.input_scale)
+
+
+class Fp16SparseConv3d(LoweredModule):
+    """Convolution of fp16 values that accumulates in float32 and rounds once.
+
+    Args:
+        site: name and geometry.
+        weight: `[c_out, kz, ky, kx, c_in]` float16.
+        bias: `[c_out]` float32 holding fp16 values, or None.
+        output: how the result is handed on.
+    """
+
+    graph_kind = "conv"
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, site: ConvSite, weight: Tensor, bias: Tensor | None, output: LayerOutput
+    ) -> None:
+        super().__init__(site.path, output)
+        self.site = site
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """`[n, c_in]` → `[m, c_out]`."""
+        site = self.site
+        kernel_map, out_sites, coupled = resolve_conv_map(
+            x, site.geometry, site.indice_key, inverse=site.inverse
+        )
+        weight = self.weight.to(torch.float32)
+        y = sparse_conv(self.require_float(x), weight, kernel_map, self.bias)
+        features, step = self.finish(y)
+        return SparseTensor(features, out_sites, step, coupled)
+
+
+class Int8SparseAdd(LoweredModule):
+    """Residual sum of two code tensors, each with its own step.
+
+    Args:
+        path: module path.
+        scales: steps of both operands, `[]` float32.
+        output: how the result is handed on.
+    """
+
+    graph_kind = "add"
+    scale_a: Tensor
+    scale_b: Tensor
+
+    def __init__(self, path: str, scales: tuple[Tensor, Tensor], output: LayerOutput) -> None:
+        super().__init__(path, output)
+        self.register_buffer("scale_a", scales[0])
+        self.register_buffer("scale_b", scales[1])
+        self.steps = (float(scales[0]), float(scales[1]))
+
+    def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
+        """Codes `[n, c]` + codes `[n, c]`."""
+        check_same_sites(a, b)
+        self.check_step(a, self.steps[0])
+        self.check_step(b, self.steps[1])
+        y = add_dequantized(a.features, self.scale_a, b.features, self.scale_b)
+        features, step = self.finish(y)
+        return SparseTensor(features, a.sites, step, a.coupled)
+
+
+class Fp16SparseAdd(LoweredModule):
+    """Residual sum of two fp16 tensors, rounded once."""
+
+    graph_kind = "add"
+
+    def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
+        """`[n, c]` + `[n, c]`."""
+        check_same_sites(a, b)
+        features, step = self.finish(self.require_float(a) + self.require_float(b))
+        return SparseTensor(features, a.sites, step, a.coupled)
+
+
+def scale_of(amax: Tensor, fmt: IntFormat) -> Tensor:
+    """A step as its own tensor, detached from the quantizer that it came from."""
+    return scale_from_amax(amax.detach().clone(), fmt)

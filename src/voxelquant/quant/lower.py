@@ -1,0 +1,112 @@
+"""Lowering: from a fake-quant model to one of integer layers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from voxelquant.errors import ConfigError
+from voxelquant.quant.insert import Quantization, detach, quantization_of
+from voxelquant.quant.int8_modules import (
+    ConvSite,
+    Fp16SparseAdd,
+    Fp16SparseConv3d,
+    Int8SparseAdd,
+    Int8SparseConv3d,
+    LayerOutput,
+    LoweredModule,
+    scale_of,
+)
+from voxelquant.quant.modules import QuantSparseAdd, QuantSparseConvBase
+from voxelquant.quant.plan import PrecisionPlan
+from voxelquant.quant.quantizer import TensorQuantizer
+from voxelquant.quant.stored_weight import encode_weight, weight_codes
+from voxelquant.quant.substitute import substitute_modules
+from voxelquant.quant.topology import FusedNode
+
+_log = logging.getLogger(__name__)
+BACKENDS = ("auto", "reference")
+
+
+def lower(qmodel: nn.Module, backend: str = "auto") -> nn.Module:
+    """Integer copy of a calibrated fake-quant model, which stays as it is.
+
+    Quantized layers are exchanged for `Int8SparseConv3d`, `Fp16SparseConv3d`, `Int8SparseAdd` and
+    `Fp16SparseAdd`, ReLUs that are fused into them for `nn.Identity`; the user's own forward keeps
+    running. No quantizer and no float copy of a quantized weight is left.
+
+    Args:
+        qmodel: calibrated result of `quantize`, or of `QuantState.apply`.
+        backend: `auto` or `reference` (plain torch, every device).
+
+    Returns:
+        The engine, in eval mode.
+
+    Raises:
+        CalibrationError: a range is missing.
+        ConfigError: no such backend.
+        QuantStateError: the model is not quantized, or a weight breaks the storage law.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"got backend {backend!r}, need one of {list(BACKENDS)}")
+    plan = quantization_of(qmodel).require_plan()
+    engine = copy.deepcopy(qmodel)
+    quantization = quantization_of(engine)
+    lowered: dict[str, nn.Module] = {}
+    for node in plan.graph.nodes:
+        module = engine.get_submodule(node.path)
+        output = _output_of(node, quantization, plan)
+        if isinstance(module, QuantSparseConvBase):
+            lowered[node.path] = _lower_conv(module, node, output)
+        elif isinstance(module, QuantSparseAdd):
+            lowered[node.path] = _lower_add(module, node, output)
+        if node.relu_path is not None and node.relu_path not in plan.graph.shared_relus:
+            lowered[node.relu_path] = nn.Identity()
+    substitute_modules(engine, lowered)
+    detach(engine)
+    engine.eval()
+    _log.info("lowered %d layers to the reference backend", len(plan.graph.nodes))
+    return engine
+
+
+def _output_of(node: FusedNode, quantization: Quantization, plan: PrecisionPlan) -> LayerOutput:
+    scale = None
+    if plan.tensor_precision[node.name] == "int8":
+        quantizer = quantization.tensor_quantizers[node.name]
+        scale = scale_of(quantizer.amax, quantizer.spec.fmt)
+    kinds = {consumer.kind for consumer in plan.graph.consumers(node.name)}
+    leaves = node.name in plan.graph.outputs or "to_dense" in kinds
+    return LayerOutput(node.relu_path is not None, scale, leaves)
+
+
+def _lower_conv(conv: QuantSparseConvBase, node: FusedNode, output: LayerOutput) -> LoweredModule:
+    site = ConvSite(node.path, conv.geometry, conv.indice_key, conv.inverse)
+    bias = None if conv.bias is None else _float16_values(conv.bias)
+    if conv.input_quantizer is None or conv.weight_quantizer is None:
+        return Fp16SparseConv3d(site, conv.weight.detach().to(torch.float16), bias, output)
+    fmt = conv.weight_quantizer.spec.fmt
+    amax = conv.weight_quantizer.amax.detach()
+    # The codes that a reader of the stored file would find; encode_weight proves them to be ours.
+    codes = weight_codes(encode_weight(conv.weight, amax, fmt, node.path), amax, fmt)
+    scales = (_scale(conv.input_quantizer), _scale(conv.weight_quantizer))
+    if bias is None:
+        bias = torch.zeros_like(amax)
+    return Int8SparseConv3d(site, codes, scales, bias, output)
+
+
+def _lower_add(add: QuantSparseAdd, node: FusedNode, output: LayerOutput) -> LoweredModule:
+    if add.input0_quantizer is None or add.input1_quantizer is None:
+        return Fp16SparseAdd(node.path, output)
+    scales = (_scale(add.input0_quantizer), _scale(add.input1_quantizer))
+    return Int8SparseAdd(node.path, scales, output)
+
+
+def _scale(quantizer: TensorQuantizer) -> Tensor:
+    return scale_of(quantizer.amax, quantizer.spec.fmt)
+
+
+def _float16_values(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float16).to(torch.float32)

@@ -1,0 +1,135 @@
+"""Fake-quantized layers: floats that take only the values which integers can take.
+
+A layer computes in int8 (its input and weight pass quantizers) or in fp16 (they are rounded to
+fp16); either way it accumulates in fp32. Its output stays unrounded where the tensor is int8,
+since the quantizer of that tensor rounds it in every consumer, and is rounded once to fp16
+otherwise. Nothing is ever written into the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from voxelquant.numerics import round_to_float16
+from voxelquant.quant.quantizer import TensorQuantizer
+from voxelquant.quant.recipe import Precision
+from voxelquant.sparse import (
+    SparseAdd,
+    SparseConv3d,
+    SparseConvBase,
+    SparseInverseConv3d,
+    SparseTensor,
+    SubMConv3d,
+    check_same_sites,
+    sparse_conv,
+)
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """Precisions of one layer: of its arithmetic, its input tensors and its output tensor."""
+
+    compute: Precision
+    inputs: tuple[Precision, ...]
+    output: Precision
+
+
+class QuantSparseConvBase(SparseConvBase):
+    """What the three fake-quantized convolutions share.
+
+    Args:
+        conv: the folded float convolution; its parameters are taken over, not copied.
+        precision: precisions of the layer.
+        input_quantizer: quantizer of the input tensor, shared with its other consumers; None in
+            an fp16 layer.
+        weight_quantizer: quantizer of the weight, one range for each output channel; or None.
+    """
+
+    def __init__(
+        self,
+        conv: SparseConvBase,
+        precision: LayerPrecision,
+        input_quantizer: TensorQuantizer | None,
+        weight_quantizer: TensorQuantizer | None,
+    ) -> None:
+        # Not SparseConvBase.__init__: it would draw random weights only to drop them.
+        nn.Module.__init__(self)
+        self.in_channels = conv.in_channels
+        self.out_channels = conv.out_channels
+        self.geometry = conv.geometry
+        self.indice_key = conv.indice_key
+        self.weight = conv.weight
+        self.bias = conv.bias
+        self.precision = precision
+        self.input_quantizer = input_quantizer
+        self.weight_quantizer = weight_quantizer
+        self.train(conv.training)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Convolve: `[n, c_in]` → `[m, c_out]`, float32 features."""
+        kernel_map, out_sites, coupled = self.resolve_map(x)
+        features = round_if_fp16(x.features, self.precision.inputs[0])
+        if self.input_quantizer is not None and self.weight_quantizer is not None:
+            features = self.input_quantizer(features)
+            weight = self.weight_quantizer(self.weight)
+        else:
+            weight = round_to_float16(self.weight)
+        bias = None if self.bias is None else round_to_float16(self.bias)
+        out = sparse_conv(features, weight, kernel_map, bias)  # [m, c_out] float32
+        return SparseTensor(round_if_fp16(out, self.precision.output), out_sites, coupled=coupled)
+
+    def extra_repr(self) -> str:
+        """Channels, geometry and precisions."""
+        return f"{super().extra_repr()}, {self.precision.compute}→{self.precision.output}"
+
+
+class QuantSubMConv3d(QuantSparseConvBase, SubMConv3d):
+    """Fake-quantized submanifold convolution."""
+
+
+class QuantSparseConv3d(QuantSparseConvBase, SparseConv3d):
+    """Fake-quantized strided convolution."""
+
+
+class QuantSparseInverseConv3d(QuantSparseConvBase, SparseInverseConv3d):
+    """Fake-quantized inverse convolution."""
+
+
+class QuantSparseAdd(SparseAdd):
+    """Fake-quantized residual sum; each operand passes the quantizer of its own tensor.
+
+    Args:
+        precision: precisions of the layer.
+        input_quantizers: of both operands for an int8 sum, else None.
+    """
+
+    def __init__(
+        self,
+        precision: LayerPrecision,
+        input_quantizers: tuple[TensorQuantizer, TensorQuantizer] | None,
+    ) -> None:
+        super().__init__()
+        self.precision = precision
+        first, second = input_quantizers or (None, None)
+        self.input0_quantizer = first
+        self.input1_quantizer = second
+
+    def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
+        """`[n, c]` + `[n, c]`, float32 features."""
+        check_same_sites(a, b)
+        first = round_if_fp16(a.features, self.precision.inputs[0])
+        second = round_if_fp16(b.features, self.precision.inputs[1])
+        if self.input0_quantizer is not None and self.input1_quantizer is not None:
+            first, second = self.input0_quantizer(first), self.input1_quantizer(second)
+        return a.replace_features(round_if_fp16(first + second, self.precision.output))
+
+    def extra_repr(self) -> str:
+        """Precisions."""
+        return f"{self.precision.compute}→{self.precision.output}"
+
+
+def round_if_fp16(x: Tensor, precision: Precision) -> Tensor:
+    """`x` as an fp16 tensor holds it, in float32; as it is where the tensor is int8."""
+    return round_to_float16(x) if precision == "fp16" else x

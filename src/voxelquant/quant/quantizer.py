@@ -1,0 +1,141 @@
+"""The tensor quantizer: one range, one explicit mode."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from voxelquant.errors import CalibrationError
+from voxelquant.numerics import IntFormat, fake_quantize, scale_from_amax
+from voxelquant.quant.histogram import MagnitudeHistogram
+from voxelquant.quant.observer import Observer
+from voxelquant.quant.spec import QuantSpec
+
+# Stored weights are fp16(q * scale). Below this step fp16 subnormals (2**-24 apart) no longer tell
+# neighbouring codes apart, so a weaker channel is given this step: its codes are coarser than its
+# own maximum would allow, and still finer than what the fp16 weights themselves resolve twice over.
+_SMALLEST_WEIGHT_SCALE = 2.0**-23
+
+
+class QuantizerMode(Enum):
+    """What a quantizer does in a forward."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    QUANTIZE = "quantize"
+
+
+class TensorQuantizer(nn.Module):
+    """Fake-quantizes the tensor it is shared by all consumers of, or watches it, or stands aside.
+
+    Args:
+        spec: format, granularity and method.
+        name: module path of the tensor or weight, for messages.
+        channels: number of output channels for ranges per channel, else None.
+    """
+
+    stored_amax: Tensor
+
+    def __init__(self, spec: QuantSpec, name: str, channels: int | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.name = name
+        self.mode = QuantizerMode.QUANTIZE
+        self.observer: Observer | None = None
+        shape = () if channels is None else (channels,)
+        self.register_buffer("stored_amax", torch.full(shape, math.nan))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the range is known."""
+        return not bool(torch.isnan(self.stored_amax).any())
+
+    @property
+    def amax(self) -> Tensor:
+        """Range, `[]` or `[c_out]` float32.
+
+        Raises:
+            CalibrationError: it was never calibrated.
+        """
+        if not self.calibrated:
+            raise CalibrationError(
+                f"{self.name}: got a quantizer without a range, need a calibrated one; run "
+                "calibrate(qmodel, frames) or load a QuantState first"
+            )
+        return self.stored_amax
+
+    @property
+    def scale(self) -> Tensor:
+        """Step, `fp32(amax / 127)` for int8.
+
+        Raises:
+            CalibrationError: the range was never calibrated.
+        """
+        return scale_from_amax(self.amax, self.spec.fmt)
+
+    def set_amax(self, amax: Tensor | float) -> None:
+        """Fix the range.
+
+        Raises:
+            CalibrationError: a range is not a positive finite number, or the shape differs.
+        """
+        value = torch.as_tensor(amax, dtype=torch.float32)
+        if value.shape != self.stored_amax.shape:
+            raise CalibrationError(
+                f"{self.name}: got ranges of shape {tuple(value.shape)}, need "
+                f"{tuple(self.stored_amax.shape)}"
+            )
+        bad = torch.nonzero(~(torch.isfinite(value) & (value > 0.0)).reshape(-1)).reshape(-1)
+        if bad.numel():
+            worst = float(value.reshape(-1)[bad[0]])
+            where = f" in channel {int(bad[0])}" if value.ndim else ""
+            raise CalibrationError(f"{self.name}: got a range of {worst}{where}, need above 0")
+        self.stored_amax.copy_(value)
+
+    def start_observing(self) -> None:
+        """Begin a calibration: watch what passes, forget nothing until it is finished."""
+        self.observer = Observer(MagnitudeHistogram(self.name))
+        self.mode = QuantizerMode.OBSERVE
+
+    def stop_observing(self) -> MagnitudeHistogram:
+        """End a calibration and hand over the statistics; the range is not touched."""
+        if self.observer is None:
+            raise CalibrationError(f"{self.name}: got a quantizer that was not observing")
+        histogram = self.observer.histogram
+        self.observer = None
+        self.mode = QuantizerMode.QUANTIZE
+        return histogram
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` itself, or every element as `scale * code` in float32."""
+        if self.mode is QuantizerMode.QUANTIZE:
+            amax = self.amax.view(-1, *[1] * (x.ndim - 1)) if self.stored_amax.ndim else self.amax
+            return fake_quantize(x, amax, self.spec.fmt)
+        if self.mode is QuantizerMode.OBSERVE and self.observer is not None:
+            self.observer.watch(x)
+        return x
+
+    def extra_repr(self) -> str:
+        """Name, format and mode."""
+        return f"{self.name}, {self.spec.fmt.bits} bits, {self.mode.value}"
+
+
+def weight_amax(weight: Tensor, fmt: IntFormat) -> Tensor:
+    """Range of each output channel of a weight: its largest magnitude.
+
+    A channel of zeros only has no range of its own and takes the layer's; ranges too small for the
+    stored fp16 weight to keep its codes apart are raised to the smallest that does.
+
+    Args:
+        weight: `[c_out, kz, ky, kx, c_in]`.
+        fmt: format of the codes.
+
+    Returns:
+        `[c_out]` float32, > 0.
+    """
+    largest = weight.detach().to(torch.float32).flatten(1).abs().amax(1)
+    largest = torch.where(largest > 0.0, largest, largest.max())
+    return largest.clamp(min=fmt.code_of_amax * _SMALLEST_WEIGHT_SCALE)

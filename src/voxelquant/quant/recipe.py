@@ -1,0 +1,184 @@
+"""Recipes: which layers compute in which precision, and how ranges are chosen.
+
+A recipe is a YAML file of a few defaults and a list of rules. A rule's `match` is a shell wildcard
+over module paths (`*` also crosses dots); later rules win, field by field.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from voxelquant.errors import ConfigError
+from voxelquant.numerics import IntFormat
+from voxelquant.quant.spec import Method, QuantSpec
+
+Precision = Literal["int8", "fp16"]
+Bits = Literal[4, 8]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ActivationDefaults(_Strict):
+    """How the ranges of activations are chosen; see `QuantSpec`."""
+
+    method: Method = "mse"
+    percentile: float = Field(default=99.99, gt=0.0, le=100.0)
+    skip_zeros: bool = False
+
+
+class WeightDefaults(_Strict):
+    """Format of weights; their ranges are the maximum of each output channel."""
+
+    bits: Bits = 8
+
+
+class Rule(_Strict):
+    """Overrides for every node whose module path matches.
+
+    `method`, `percentile` and `skip_zeros` speak of the tensor that the node *makes* (its fused
+    ReLU included), since a tensor has one range, whoever consumes it; `@input` is the graph's own.
+    """
+
+    match: str
+    precision: Precision | None = None
+    output_precision: Precision | None = None
+    weight_bits: Bits | None = None
+    method: Method | None = None
+    percentile: float | None = Field(default=None, gt=0.0, le=100.0)
+    skip_zeros: bool | None = None
+
+
+class Recipe(_Strict):
+    """A whole policy.
+
+    Attributes:
+        name: name of the recipe.
+        description: one sentence for people.
+        precision: compute precision of convolutions and sums that no rule names.
+        raw_input: `fp16` keeps the convolution on the graph's input in fp16, because channels of
+            very different reach share it (intensity runs to 255, a step of 2.0); `int8` forces it.
+        activations: defaults of activation ranges.
+        weights: defaults of weights.
+        rules: overrides, the last match wins.
+    """
+
+    name: str
+    description: str = ""
+    precision: Precision = "int8"
+    raw_input: Precision = "fp16"
+    activations: ActivationDefaults = ActivationDefaults()
+    weights: WeightDefaults = WeightDefaults()
+    rules: tuple[Rule, ...] = ()
+
+    def check_matches(self, paths: Sequence[str]) -> None:
+        """Raise a ConfigError for a rule that matches none of the module paths."""
+        for rule in self.rules:
+            if not any(fnmatchcase(path, rule.match) for path in paths):
+                stem = rule.match.strip("*.")
+                close = difflib.get_close_matches(stem, paths, n=3, cutoff=0.3) or list(paths[:3])
+                raise ConfigError(
+                    f"recipe {self.name!r}: got a rule for {rule.match!r} that matches no layer of "
+                    f"this model, need a wildcard over its module paths; close ones are {close}"
+                )
+
+    def setting(self, path: str, field: str) -> Any:
+        """Value that the last matching rule gives to a field, or None."""
+        for rule in reversed(self.rules):
+            value = getattr(rule, field)
+            if value is not None and fnmatchcase(path, rule.match):
+                return value
+        return None
+
+    def activation_spec(self, tensor: str) -> QuantSpec:
+        """Spec of the tensor that a node makes."""
+        chosen = {
+            field: self.setting(tensor, field) for field in ("method", "percentile", "skip_zeros")
+        }
+        given = {field: value for field, value in chosen.items() if value is not None}
+        return QuantSpec(**{**self.activations.model_dump(), **given})
+
+    def weight_spec(self, path: str) -> QuantSpec:
+        """Spec of a convolution's weight."""
+        bits = self.setting(path, "weight_bits") or self.weights.bits
+        return QuantSpec(IntFormat(bits), "per_channel", "max")
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("voxelquant.quant") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path | Recipe) -> Recipe:
+    """Recipe from a bundled name, a YAML file, or itself.
+
+    Raises:
+        ConfigError: no such recipe, not YAML, or an unknown or ill-typed key.
+
+    >>> load_recipe("int8").precision
+    'int8'
+    """
+    if isinstance(source, Recipe):
+        return source
+    text = _read_source(source)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = str(error).replace("\n", " ")
+        raise ConfigError(f"recipe {source}: got a file that is not YAML ({reason})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"recipe {source}: got {type(content).__name__}, need a YAML mapping")
+    return parse_recipe(content, str(source))
+
+
+def parse_recipe(content: dict[str, Any], source: str) -> Recipe:
+    """Validated recipe; an error names `source`, the key, and the nearest known key."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"recipe {source}: {_explain(error)}") from error
+
+
+def _read_source(source: str | Path) -> str:
+    if isinstance(source, str) and source in bundled_recipes():
+        return (resources.files("voxelquant.quant") / "recipes" / f"{source}.yaml").read_text()
+    path = Path(source)
+    if not path.is_file():
+        close = difflib.get_close_matches(str(source), bundled_recipes(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"recipe {source}: got neither a file nor a bundled name, need one of "
+            f"{bundled_recipes()} or a YAML file{hint}"
+        )
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {source}: cannot be read as text ({error})") from error
+
+
+_LEVELS: dict[str, type[BaseModel]] = {
+    "activations": ActivationDefaults,
+    "weights": WeightDefaults,
+    "rules": Rule,
+}
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{location}: got {first['input']!r}, {first['msg']}"
+    level = _LEVELS.get(str(first["loc"][0]), Recipe) if len(first["loc"]) > 1 else Recipe
+    known = list(level.model_fields)
+    close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+    return f"got the unknown key {location!r}, the nearest known one is {close[0]!r}"

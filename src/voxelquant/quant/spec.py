@@ -1,0 +1,41 @@
+"""What a quantizer does, as a frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from voxelquant.errors import ConfigError
+from voxelquant.numerics import INT8, IntFormat
+
+Granularity = Literal["per_tensor", "per_channel"]
+Method = Literal["max", "percentile", "mse", "entropy"]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Number format and the way in which its range is chosen.
+
+    Attributes:
+        fmt: integer format of the codes.
+        granularity: one range for the tensor, or one for each output channel of a weight.
+        method: how a calibrator picks the range from a histogram; weights take their maximum.
+        percentile: share of magnitudes, in percent, that `percentile` keeps inside the range.
+        skip_zeros: leave exact zeros out of `percentile` and `entropy`. Zeros cost no error, so
+            `max` and `mse` give the same range either way.
+    """
+
+    fmt: IntFormat = INT8
+    granularity: Granularity = "per_tensor"
+    method: Method = "mse"
+    percentile: float = 99.99
+    skip_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.percentile <= 100.0:
+            raise ConfigError(f"got percentile {self.percentile}, need above 0 and at most 100")
+        if self.granularity == "per_channel" and self.method != "max":
+            raise ConfigError(
+                f"got method {self.method!r} for ranges per channel, need 'max': weights are known "
+                "exactly, nothing is sampled"
+            )

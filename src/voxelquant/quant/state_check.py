@@ -1,0 +1,98 @@
+"""What must hold of a state, and between a state and the model that it is applied to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from voxelquant.errors import QuantStateError
+from voxelquant.quant.plan import PrecisionPlan, closest_path
+from voxelquant.quant.recipe import Recipe
+from voxelquant.quant.stored_weight import verify_stored_weight
+from voxelquant.quant.topology import FusedNode
+from voxelquant.sparse import SparseAdd, SparseConvBase
+
+
+def check_state(
+    tensors: Mapping[str, Tensor], recipe: Recipe, plan: PrecisionPlan, source: str
+) -> None:
+    """Completeness, finiteness, and the storage law.
+
+    Raises:
+        QuantStateError: one of them fails; `source` and the tensor are named.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise QuantStateError(f"{source}: got NaN or infinite values in {key}, need finite")
+    for name in plan.quantized_tensors:
+        _positive_range(tensors, f"activation_amax/{name}", (), source)
+    for node in plan.graph.nodes:
+        if node.kind != "conv":
+            continue
+        weight = _require(tensors, f"{node.path}.weight", source)
+        if weight.dtype != torch.float16 or weight.ndim != 5:
+            raise QuantStateError(
+                f"{source}: got {node.path}.weight as {weight.dtype} {tuple(weight.shape)}, need "
+                "float16 [c_out, kz, ky, kx, c_in]"
+            )
+        if plan.precision[node.name] == "int8":
+            key = f"weight_amax/{node.path}"
+            amax = _positive_range(tensors, key, (weight.shape[0],), source)
+            verify_stored_weight(weight, amax, recipe.weight_spec(node.path).fmt, node.path)
+
+
+def check_model_fits(model: nn.Module, plan: PrecisionPlan, tensors: Mapping[str, Tensor]) -> None:
+    """Every node of the plan finds its float module in the model.
+
+    Raises:
+        QuantStateError: a module is missing, of another kind, or of another geometry.
+    """
+    modules = dict(model.named_modules())
+    for node in plan.graph.nodes:
+        for path in (node.path, node.batchnorm_path, node.relu_path):
+            if path is not None and path not in modules:
+                raise QuantStateError(
+                    f"{path}: got a state with a layer that the model lacks, need a model of the "
+                    f"same architecture; its closest module is {closest_path(path, list(modules))}"
+                )
+        module = modules[node.path]
+        if node.kind == "conv":
+            _check_conv(module, node, tensors[f"{node.path}.weight"])
+        elif node.kind == "add" and type(module) is not SparseAdd:
+            raise _misfit(node, f"a {type(module).__name__}", "a SparseAdd")
+        if node.batchnorm_path and not isinstance(modules[node.batchnorm_path], nn.BatchNorm1d):
+            found = type(modules[node.batchnorm_path]).__name__
+            raise _misfit(node, f"a {found} at {node.batchnorm_path}", "a BatchNorm1d")
+
+
+def _check_conv(module: nn.Module, node: FusedNode, weight: Tensor) -> None:
+    if not isinstance(module, SparseConvBase) or hasattr(module, "weight_quantizer"):
+        raise _misfit(node, f"a {type(module).__name__}", "a float sparse convolution")
+    if module.geometry != node.geometry or module.inverse != node.inverse:
+        raise _misfit(node, str(module.geometry), str(node.geometry))
+    if module.weight.shape != weight.shape:
+        raise _misfit(node, f"a weight {tuple(module.weight.shape)}", str(tuple(weight.shape)))
+
+
+def _misfit(node: FusedNode, got: str, need: str) -> QuantStateError:
+    return QuantStateError(f"{node.path}: got {got} in the model, the state needs {need}")
+
+
+def _require(tensors: Mapping[str, Tensor], key: str, source: str) -> Tensor:
+    if key not in tensors:
+        raise QuantStateError(f"{source}: got a state without {key}, need every tensor of its plan")
+    return tensors[key]
+
+
+def _positive_range(
+    tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...], source: str
+) -> Tensor:
+    amax = _require(tensors, key, source)
+    if amax.dtype != torch.float32 or tuple(amax.shape) != shape or bool((amax <= 0.0).any()):
+        raise QuantStateError(
+            f"{source}: got {key} as {amax.dtype} {tuple(amax.shape)}, need positive float32 of "
+            f"shape {shape}"
+        )
+    return amax
