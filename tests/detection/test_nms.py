@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from voxelquant.detection.head_spec import NmsSpec
@@ -27,27 +27,36 @@ def scene(n_boxes: int, seed: int, *, extent_m: float = 12) -> tuple[torch.Tenso
     return torch.from_numpy(boxes), torch.from_numpy(rng.random(n_boxes, dtype=np.float32))
 
 
-def oracle_rotated_nms(boxes: torch.Tensor, scores: torch.Tensor, spec: NmsSpec) -> list[int]:
-    """One polygon after the other; the yaw is converted by hand."""
+def oracle_overlaps(boxes: torch.Tensor) -> np.ndarray:
+    """All overlaps from polygons; the yaw is converted by hand."""
     theta = -boxes[:, 8].double() - math.pi / 2
     columns = (boxes[:, 0], boxes[:, 1], boxes[:, 4], boxes[:, 3])  # x, y, l, w
     rectangles = torch.stack((*(c.double() for c in columns), theta), dim=1)
-    polygons = [shapely.Polygon(c) for c in box_corners_bev(rectangles).numpy()]
+    polygons = shapely.polygons(box_corners_bev(rectangles).numpy())
+    rows, cols = np.indices((len(boxes), len(boxes)))
+    overlap = shapely.area(shapely.intersection(polygons[rows], polygons[cols]))
+    area = shapely.area(polygons)
+    return overlap / (area[:, None] + area - overlap)
+
+
+def oracle_rotated_nms(overlaps: np.ndarray, scores: torch.Tensor, spec: NmsSpec) -> list[int]:
     kept: list[int] = []
-    for row in sorted(range(len(boxes)), key=lambda r: -float(scores[r]))[: spec.pre_max_size]:
-        overlaps = (polygons[row].intersection(polygons[k]).area for k in kept)
-        areas = (polygons[row].area + polygons[k].area for k in kept)
-        if all(o / (a - o) <= spec.iou_threshold for o, a in zip(overlaps, areas, strict=True)):
+    for row in sorted(range(len(scores)), key=lambda r: -float(scores[r]))[: spec.pre_max_size]:
+        if all(overlaps[row, k] <= spec.iou_threshold for k in kept):
             kept.append(row)
     return kept[: spec.post_max_size]
 
 
-@settings(max_examples=40)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 60]))
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 63, 65, 150]))
 def test_rotated_nms_agrees_with_the_plain_loop(seed: int, n_boxes: int) -> None:
     boxes, scores = scene(n_boxes, seed)
+    overlaps = oracle_overlaps(boxes)
     for spec in (NmsSpec(1000, 83, 0.2), NmsSpec(40, 10, 0.05), NmsSpec(1000, 83, 0.7)):
-        assert rotated_nms(boxes, scores, spec).tolist() == oracle_rotated_nms(boxes, scores, spec)
+        # Where float32 cannot tell on which side of the threshold a pair lies, nobody is right.
+        assume(not (np.abs(overlaps - spec.iou_threshold) < 1e-5).any())
+        found = rotated_nms(boxes, scores, spec)
+        assert found.tolist() == oracle_rotated_nms(overlaps, scores, spec)
 
 
 def test_length_lies_along_theta() -> None:
@@ -73,6 +82,13 @@ def test_a_suppressed_box_suppresses_nothing() -> None:
     chain = torch.tensor([box(0, 0, 2, 4), box(2, 0, 2, 4), box(4, 0, 2, 4)])  # IoU 1/3, 1/3, 0
     scores = torch.tensor([0.9, 0.8, 0.7])
     assert rotated_nms(chain, scores, NmsSpec(iou_threshold=0.2)).tolist() == [0, 2]
+
+
+def test_boxes_far_down_the_list_are_still_suppressed() -> None:
+    # 300 clusters of two: the second box of each comes 300 ranks after the first.
+    boxes = torch.tensor([box(20.0 * (k % 300), 0, 2, 4) for k in range(600)])
+    kept = rotated_nms(boxes, torch.linspace(0.9, 0.1, 600), NmsSpec(600, 500, 0.2))
+    assert kept.tolist() == list(range(300))
 
 
 def test_limits_before_and_after() -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxelquant.detection.head_spec import HeadSpec
+from voxelquant.detection.head_spec import BevGrid, HeadSpec
 from voxelquant.detection.targets import (
     TaskTargets,
     assign_targets,
@@ -138,12 +139,13 @@ def test_typical_radii(width_m: float, length_m: float, radius: int) -> None:
     assert int(gaussian_radius(*sides, 0.1)) == radius
 
 
-def test_the_radius_formula_is_the_historical_one() -> None:
-    # All three roots matter: each is the smallest one for some overlap.
-    for length, width, overlap in ((7.0, 3.0, 0.1), (7.0, 3.0, 0.9), (2.0, 2.0, 0.5)):
-        sides = [torch.tensor(side, dtype=torch.float64) for side in (length, width)]
-        expected = oracle_radius(length, width, overlap)
-        assert float(gaussian_radius(*sides, overlap)) == pytest.approx(expected, rel=1e-12)
+@given(st.floats(0.01, 200), st.floats(0.01, 200), st.floats(0.01, 0.99))
+def test_the_radius_is_the_smallest_of_three_historical_roots(
+    length: float, width: float, overlap: float
+) -> None:
+    sides = [torch.tensor(side, dtype=torch.float64) for side in (length, width)]
+    expected = oracle_radius(length, width, overlap)
+    assert float(gaussian_radius(*sides, overlap)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_small_boxes_get_the_least_radius(small_head: HeadSpec) -> None:
@@ -182,6 +184,15 @@ def test_boxes_out_of_the_map_leave_an_empty_slot(
     assert not targets.anno_box[0].any()
     alone = assign_targets(boxes[1:], torch.tensor([0]), small_head)[0]
     assert torch.equal(targets.hm, alone.hm)
+
+
+def test_the_upper_edge_of_the_map_is_outside(small_head: HeadSpec) -> None:
+    grid = BevGrid((0, 0, -5, 16, 12, 3), (0.125, 0.125, 0.2), 8)  # cells of exactly 1 m
+    spec = replace(small_head, bev_grid=grid)
+    boxes = torch.tensor([[16.0, 1, *CAR[2:]], [1, 12.0, *CAR[2:]], [15.99, 11.99, *CAR[2:]]])
+    targets = assign_targets(boxes, torch.tensor([0, 0, 0]), spec)[0]
+    assert targets.mask[:3].tolist() == [0, 0, 1]
+    assert targets.ind[2] == 12 * 16 - 1
 
 
 @pytest.mark.parametrize("column", [3, 4, 5])

@@ -1,18 +1,22 @@
 """Non-maximum suppression of one task's boxes, over its classes together.
 
-The overlaps are computed on the device of the boxes and only for pairs close enough to overlap.
-The greedy pass always runs on the CPU: it is a chain of up to a thousand dependent steps, each a
-bit-wise OR of one row; on a GPU every step would cost a kernel launch, while the matrix they need
-is one copy of a megabyte.
+Greedy suppression is a chain: whether a box counts depends on all better ones. `rotated_nms` walks
+it in blocks. Within a block of the best boxes left, the overlap matrix is small and the chain is
+walked on the host; the boxes it keeps then clear the rest in one go, so that most overlaps are
+never computed. On a CPU small blocks do the least work. On a GPU work is nearly free and every
+step costs launches and a wait, so there all boxes form one block: one matrix, and one copy of it
+(a megabyte for a thousand boxes) to the host, where a thousand dependent steps take less time
+than a thousand kernel launches.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from voxelquant.detection.head_spec import NmsSpec
 from voxelquant.geometry import bev_rectangles, near_pairs, rotated_iou_bev_pairs
+
+_CPU_BLOCK = 64  # smaller: more calls; larger: overlaps computed in vain
 
 
 def rotated_nms(boxes_det3d: Tensor, scores: Tensor, spec: NmsSpec) -> Tensor:
@@ -32,14 +36,17 @@ def rotated_nms(boxes_det3d: Tensor, scores: Tensor, spec: NmsSpec) -> Tensor:
     """
     order = scores.argsort(descending=True, stable=True)[: spec.pre_max_size]
     rectangles = bev_rectangles(boxes_det3d[order].float())
-    better, worse = near_pairs(rectangles, rectangles)
-    ordered = better < worse
-    better, worse = better[ordered], worse[ordered]
-    iou = rotated_iou_bev_pairs(rectangles[better], rectangles[worse])
-    suppresses = torch.zeros((len(order), len(order)), dtype=torch.bool, device=order.device)
-    suppresses[better, worse] = iou > spec.iou_threshold
-    kept = _keep_greedily(suppresses.cpu().numpy(), spec.post_max_size)
-    return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
+    block_size = _CPU_BLOCK if rectangles.device.type == "cpu" else max(1, len(order))
+    left = torch.arange(len(order), device=order.device)
+    kept = [left[:0]]
+    while len(left) > 0 and sum(map(len, kept)) < spec.post_max_size:
+        block, left = left[:block_size], left[block_size:]
+        clashes = _overlap_above(rectangles[block], rectangles[block], spec.iou_threshold)
+        kept.append(block[_keep_greedily(clashes)])
+        if len(left) > 0:
+            cleared = _overlap_above(rectangles[kept[-1]], rectangles[left], spec.iou_threshold)
+            left = left[~cleared.any(dim=0)]
+    return order[torch.cat(kept)[: spec.post_max_size]]
 
 
 def circle_nms(
@@ -71,15 +78,21 @@ def circle_nms(
     return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
 
 
-def _keep_greedily(suppresses: npt.NDArray[np.bool_], post_max_size: int) -> list[int]:
-    """Rows, best first, that no kept row suppresses."""
-    suppressed = np.zeros(len(suppresses), dtype=bool)
-    kept: list[int] = []
-    for row in range(len(suppresses)):
-        if suppressed[row]:
-            continue
-        kept.append(row)
-        if len(kept) == post_max_size:
-            break
-        suppressed |= suppresses[row]
-    return kept
+def _overlap_above(a: Tensor, b: Tensor, threshold: float) -> Tensor:
+    """Which rectangles of `a` and `b` overlap by more than the threshold, [n, m] bool."""
+    rows, cols = near_pairs(a, b)
+    above = torch.zeros((len(a), len(b)), dtype=torch.bool, device=a.device)
+    above[rows, cols] = rotated_iou_bev_pairs(a[rows], b[cols]) > threshold
+    return above
+
+
+def _keep_greedily(clashes: Tensor) -> Tensor:
+    """Rows, best first, that clash with no kept row before them, [kept] int64."""
+    rows = clashes.cpu().numpy()
+    suppressed = np.zeros(len(rows), dtype=bool)
+    kept = []
+    for row in range(len(rows)):
+        if not suppressed[row]:
+            kept.append(row)
+            suppressed |= rows[row]
+    return torch.tensor(kept, dtype=torch.int64, device=clashes.device)

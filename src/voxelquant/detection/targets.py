@@ -96,22 +96,21 @@ def assign_targets_batch(
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
-    """How far a corner pair may move (in cells) and still overlap a box by `overlap`.
+    """How far (in cells) both corners of a box may move and still overlap it by `overlap`.
 
     The historical formula of CornerNet (Law 2018, arXiv:1808.01244), kept because every published
-    CenterPoint was trained with it: its three roots are divided by 2 instead of 2a.
+    CenterPoint was trained with it: it divides its roots by 2 instead of 2a. It is the smallest of
+    three roots, but with that division always the third: S (√o − o) ≤ S/4 bounds it from above
+    and S/2 the other two from below, S being length + width. So only the third is computed.
 
     Args:
         length: Box length in cells.
         width: Box width in cells, same shape.
-        overlap: Smallest intersection over union.
+        overlap: Smallest intersection over union, o.
     """
     total, area = length + width, length * width
-    r1 = (total + (total**2 - 4 * area * (1 - overlap) / (1 + overlap)).sqrt()) / 2
-    r2 = (2 * total + (4 * total**2 - 16 * (1 - overlap) * area).sqrt()) / 2
-    root3 = (4 * overlap**2 * total**2 + 16 * overlap * (1 - overlap) * area).sqrt()
-    r3 = (-2 * overlap * total + root3) / 2
-    return torch.minimum(torch.minimum(r1, r2), r3)
+    root = (4 * overlap**2 * total**2 + 16 * overlap * (1 - overlap) * area).sqrt()
+    return (-2 * overlap * total + root) / 2
 
 
 def draw_gaussians(
