@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.detection.checkpoint import load_weights, save_weights
+from voxelquant.detection.checkpoint_layout import LAYOUTS, choose_layout
 from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import CheckpointError
@@ -79,6 +80,16 @@ def test_det3d_checkpoints_of_every_spconv(tmp_path, trained, fresh, permutation
     assert layout in report.layout
     assert report.notes == ()
     assert report.n_tensors == len(trained.state_dict())
+
+
+def test_no_two_layouts_fit_the_reference_network() -> None:
+    with torch.device("meta"):
+        model = CenterPoint.from_config("centerpoint_voxel0075")
+    shapes = {name: tuple(model.state_dict()[name].shape) for name in _sparse_names(model)}
+    assert len(shapes) == 21
+    for layout in LAYOUTS:
+        stored = {n: torch.empty(layout.stored_shape(s), device="meta") for n, s in shapes.items()}
+        assert choose_layout(stored, shapes) == (layout, [])
 
 
 def test_layout_by_hand_on_one_weight(tmp_path) -> None:

@@ -144,7 +144,7 @@ BOMBS = {
     "range overflow": "x = range(2**62)",
     "repeated list": "x = [0] * 10**9",
     "repeated text": "x = 'a' * 10**9",
-    "repeated format": "a = 'a' * 9999\nx = '{0}{0}{0}{0}'.format(a)",
+    "repeated format": "a = 'a' * 1999\nx = '{0}{0}{0}{0}'.format(a)",
     "big literal": f"x = {'9' * 4000}",
     "shared references": "a = [0] * 1000\nb = [a] * 1000\nc = [b] * 1000\n",
     "doubling": "a = [0]\n" + "a = [a, a]\n" * 200,
@@ -155,19 +155,23 @@ BOMBS = {
     "long sum": "x = 1" + " + 1" * 20_000,
     "nested loops": "r = range(9999)\nx = [0 for i in r for j in r for k in r if 0]",
     "chained lists": "import itertools\na = [0] * 9999\nx = list(itertools.chain(*[a] * 9999))",
-    "wide dict": "x = dict(a=[0] * 49_000, b=[0] * 49_000)",
+    "many slices": "a = [0] * 9_000\nx = [0 for i in range(9_999) if not a[1:]]",
+    "many sums": "x = [0 for i in range(9_999) if sum(range(9_000)) - sum(range(9_000))]",
+    "many repetitions": "x = [0 for i in range(9_999) if not [i] * 9_000]",
+    "many long texts": "a = 'a' * 1999\nx = [a + 'b' for i in range(9999)]\ny = 1 + x",
+    "wide dict": "x = dict(a=[0] * 9_000, b=[0] * 9_000)",
 }
 
 
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_are_refused_in_bounded_time_and_memory(source: str) -> None:
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with pytest.raises(ConfigError):
             interpret_config(source, "bomb.py")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - started < 5.0
+    assert time.process_time() - started < 5.0
     assert peak < 100e6

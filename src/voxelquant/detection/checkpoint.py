@@ -19,7 +19,7 @@ from voxelquant.errors import CheckpointError
 from voxelquant.sparse import SparseConvBase
 
 _COUNTER = "num_batches_tracked"
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ work are bounded, so that a hostile file can neither run code nor exhaust memory
 
 import ast
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, NoReturn
 
 from voxelquant.detection.interpreter_values import (
@@ -247,6 +247,7 @@ class _Interpreter:
             if keyword.arg is None:
                 self._refuse(node, "`**` inside a call")
             keywords[keyword.arg] = self.evaluate(keyword.value)
+        self.ledger.spend(sum(len(value) for value in positional if isinstance(value, Sized)))
         return function(*positional, **keywords)
 
     def _callee(self, node: ast.Call) -> Callable[..., Any]:

@@ -8,8 +8,20 @@ import math
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from voxelquant.detection.config_section import (
+    Box3d,
+    Channels,
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Section,
+    Stride,
+)
+from voxelquant.detection.config_training import DataConfig, TrainConfig
 from voxelquant.detection.head_spec import (
     AssignerSpec,
     BevGrid,
@@ -22,22 +34,6 @@ from voxelquant.detection.head_spec import (
 
 _BRANCH_CHANNELS = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 _BACKBONE_STRIDE = 8  # three convolutions of stride 2
-
-Channels = Annotated[int, Field(ge=1, le=4096)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Stride = Annotated[int, Field(ge=1, le=16)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1, max_length=100)]
-Triple = tuple[float, float, float]
-Box3d = tuple[float, float, float, float, float, float]  # x, y, z minimum, then maximum
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, finite, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BackboneConfig(Section):
@@ -157,61 +153,6 @@ class DecodeConfig(Section):
     nms: NmsConfig = NmsConfig()
     circular_nms: bool = False
     min_radius: tuple[NonNegative, ...] = ()
-
-
-class AugmentationConfig(Section):
-    """Random transformations of a training frame, applied in the order of the fields."""
-
-    enabled: bool = True
-    flip: bool = True
-    rotation_range_rad: tuple[float, float] = (0.0, 0.0)
-    scale_range: tuple[Positive, Positive] = (1.0, 1.0)
-    translation_std_m: NonNegative = 0.0
-    shuffle_points: bool = True
-
-
-class ObjectSamplerConfig(Section):
-    """`db_sampler`: pasting ground-truth objects of other frames."""
-
-    info_path: Name
-    sample_groups: dict[str, Annotated[int, Field(ge=0, le=1000)]]
-    min_points: dict[str, Annotated[int, Field(ge=0, le=100_000)]] = {}
-    removed_difficulties: tuple[int, ...] = (-1,)
-    rotation_range_rad: tuple[float, float] = (0.0, 0.0)
-    rate: Fraction = 1.0
-
-
-class ScheduleConfig(Section):
-    """Adam with decoupled decay under a one-cycle schedule."""
-
-    epochs: Count = 20
-    lr_max: Positive = 0.001
-    moms: tuple[Fraction, Fraction] = (0.95, 0.85)
-    div_factor: Positive = 10.0
-    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.4
-    weight_decay: NonNegative = 0.01
-    grad_clip_norm: Positive = 35.0
-
-
-class TrainConfig(Section):
-    """What training needs beside the network: batch, sampling, augmentation, schedule."""
-
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
-    class_balanced: bool = True
-    augmentation: AugmentationConfig = AugmentationConfig()
-    object_sampler: ObjectSamplerConfig | None = None
-    schedule: ScheduleConfig = ScheduleConfig()
-
-
-class DataConfig(Section):
-    """Where frames come from; every path may be left to the command line."""
-
-    nsweeps: Annotated[int, Field(ge=1, le=100)] = 10
-    root: str | None = None
-    version: str | None = None
-    train_infos: str | None = None
-    val_infos: str | None = None
-    test_infos: str | None = None
 
 
 class DetectorConfig(Section):

@@ -7,10 +7,11 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-MAX_STEPS = 200_000
+MAX_STEPS = 20_000
 _MAX_INTEGER = 2**62
-_MAX_TEXT = 10_000
-_MAX_TREE = 50_000
+_MAX_TEXT = 2_000
+_MAX_TREE = 10_000
+_MAX_WORK = 100_000
 _MAX_DEPTH = 40
 _MAX_EXPONENT = 64
 
@@ -38,11 +39,22 @@ class ValueLedger:
     """Size and depth of every container made so far, so that shared references cannot explode.
 
     `b = [a] * 1000` costs nothing in Python but is a thousand copies of `a` for whoever walks the
-    result; the ledger counts it as such.
+    result; the ledger counts it as such. It also counts the elements handled in all.
     """
 
     def __init__(self) -> None:
+        self._work = 0
         self._known: dict[int, tuple[Any, int, int]] = {}  # id -> (keeps it alive, size, depth)
+
+    def spend(self, n_elements: int) -> None:
+        """Count elements that an operation is about to walk over.
+
+        Raises:
+            InterpretationError: the config has walked over too many.
+        """
+        self._work += n_elements
+        if self._work > _MAX_WORK:
+            raise InterpretationError(f"work on more than {_MAX_WORK} elements")
 
     def admit(self, value: Any) -> Any:
         """Return `value` if it is small enough.
@@ -55,6 +67,7 @@ class ValueLedger:
         if isinstance(value, str) and len(value) > _MAX_TEXT:
             raise InterpretationError(f"a text longer than {_MAX_TEXT} characters")
         if isinstance(value, list | tuple | dict) and id(value) not in self._known:
+            self.spend(len(value))
             children = value.values() if isinstance(value, dict) else value
             measured = [self._measure(child) for child in children]
             size = 1 + sum(size for size, _ in measured)
