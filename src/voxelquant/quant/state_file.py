@@ -31,6 +31,15 @@ class StateContent:
     metadata: dict[str, Any]
 
 
+def is_state_file(path: Path) -> bool:
+    """Whether the header of a file says that it is a state file, of whatever version."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == _FORMAT
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return False
+
+
 def write_state(path: Path, content: StateContent) -> None:
     """Write beside the final name and rename, so that no reader ever sees half a file.
 

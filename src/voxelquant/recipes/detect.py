@@ -1,0 +1,110 @@
+"""Run a detector over frames: points in, boxes out, whatever the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from voxelquant.data.records import FrameDataset
+from voxelquant.detection.checkpoint import load_weights
+from voxelquant.detection.config import DetectorConfig
+from voxelquant.detection.decode import Detections, decode_predictions
+from voxelquant.detection.detector import CenterPoint
+from voxelquant.errors import BadInputError, CheckpointError
+from voxelquant.quant.lower import lower
+from voxelquant.quant.state import QuantState
+from voxelquant.quant.state_file import is_state_file
+from voxelquant.recipes.progress import Advance
+from voxelquant.sparse import SparseTensor
+
+
+class Engine(str, Enum):
+    """What executes the sparse backbone."""
+
+    FLOAT = "float"
+    FAKE = "fake"  # simulated: float arithmetic on quantized values
+    INT8 = "int8"  # executed: integer arithmetic
+
+
+# What is wrong, by whether the weights are quantized, when they do not fit the engine.
+_MISFITS = {
+    True: ("quantized", "use --engine fake or int8, or give the float weights"),
+    False: ("float", "make ptq.safetensors with `voxelquant ptq` first"),
+}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network that runs: the float, fake-quant or lowered form of a CenterPoint."""
+
+    network: CenterPoint
+    config: DetectorConfig
+    device: str
+
+    def read(self, clouds: Sequence[Tensor]) -> SparseTensor:
+        """Network input of a batch of clouds `[p, 5]`."""
+        return self.network.read_clouds([cloud.to(self.device) for cloud in clouds])
+
+    @torch.no_grad()
+    def detect(self, clouds: Sequence[Tensor]) -> list[Detections]:
+        """Boxes of each cloud, on the CPU."""
+        predictions = self.network(self.read(clouds))
+        found = decode_predictions(predictions, self.config.head_spec)
+        return [detections.to("cpu") for detections in found]
+
+
+def is_quant_state(path: str | Path) -> bool:
+    """Whether a file is a QuantState rather than float weights, by its header, not its name.
+
+    Raises:
+        CheckpointError: the file is missing.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file; give --weights a checkpoint")
+    return is_state_file(Path(path))
+
+
+def open_detector(
+    config: DetectorConfig, weights: str | Path, engine: Engine, device: str = "cpu"
+) -> Detector:
+    """Build the network, load its weights, and bring it into the form that the engine runs.
+
+    Raises:
+        CheckpointError: the weights are unusable, or of another model.
+        BadInputError: the engine does not fit the weights.
+    """
+    network = CenterPoint(config)
+    quantized = is_quant_state(weights)
+    if quantized == (engine is Engine.FLOAT):
+        got, mend = _MISFITS[quantized]
+        raise BadInputError(f"{weights}: got {got} weights for --engine {engine.value}; {mend}")
+    if not quantized:
+        load_weights(network, weights)
+        return Detector(network.eval().to(device), config, device)
+    model = QuantState.load(weights).apply(network).eval().to(device)
+    if engine is Engine.INT8:
+        model = lower(model).eval()
+    assert isinstance(model, CenterPoint)
+    return Detector(model, config, device)
+
+
+def detect_frames(
+    detector: Detector, dataset: FrameDataset, progress: Advance | None = None
+) -> tuple[dict[str, Detections], float]:
+    """Detections of every frame by its token, and the seconds a frame took without its loading."""
+    found = {}
+    seconds = 0.0
+    for index in range(len(dataset)):
+        frame = dataset[index]
+        started = time.perf_counter()
+        found[frame.token] = detector.detect([frame.points])[0]
+        seconds += time.perf_counter() - started
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    return found, seconds / max(1, len(dataset))

@@ -1,0 +1,82 @@
+"""Score an engine on a dataset with the official nuScenes metric."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.detection.config import load_config
+from voxelquant.detection.decode import Detections
+from voxelquant.evaluation.nuscenes import Metrics, evaluate_detections
+from voxelquant.recipes.artifacts import provenance, write_json_atomic
+from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.detect import Detector, Engine, detect_frames, open_detector
+from voxelquant.recipes.progress import Advance, StageReporter
+from voxelquant.recipes.train_run import choose_device
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Score of one engine, with what it found and how long it took."""
+
+    metrics: Metrics
+    detections: dict[str, Detections]
+    seconds_per_frame: float  # voxelization to boxes, without loading
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What the command line asks for."""
+
+    config: str
+    data: str
+    weights: Path
+    work_dir: Path
+    engine: str = "float"
+    split: str = "val"
+    version: str | None = None
+    device: str = "auto"
+
+
+def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluation:
+    """Evaluate and write `metrics.json` and the submission into the work dir.
+
+    Raises:
+        BadInputError: config, dataset or weights cannot be used.
+    """
+    config = load_config(request.config)
+    dataset = open_dataset(config, request.data, request.split, request.version)
+    device = choose_device(request.device)
+    detector = open_detector(config, request.weights, Engine(request.engine), device)
+    with reporter.stage("eval", f"evaluating {request.engine} on {len(dataset)} frames") as advance:
+        evaluation = evaluate_detector(detector, dataset, request.work_dir, advance)
+    payload = {
+        "engine": request.engine,
+        "split": request.split,
+        "metrics": asdict(evaluation.metrics),
+        "seconds_per_frame": evaluation.seconds_per_frame,
+        "provenance": provenance(config=config),
+    }
+    write_json_atomic(request.work_dir / "metrics.json", payload)
+    return evaluation
+
+
+def evaluate_detector(
+    detector: Detector,
+    dataset: NuScenesDataset,
+    out_dir: Path,
+    progress: Advance | None = None,
+) -> Evaluation:
+    """Detect on every frame of a dataset and score; submission and summary go to `out_dir`."""
+    detections, seconds = detect_frames(detector, dataset, progress)
+    metrics = evaluate_detections(
+        dataset.root,
+        dataset.version,
+        dataset.split,
+        detections,
+        out_dir,
+        class_names=detector.config.class_names,
+        nusc=dataset.nusc,
+    )
+    return Evaluation(metrics, detections, seconds)

@@ -1,0 +1,116 @@
+"""Post-training quantization: float weights and calibration frames in, a QuantState out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from voxelquant.data.records import FrameDataset
+from voxelquant.detection.config import load_config
+from voxelquant.errors import CalibrationError
+from voxelquant.quant.calibrate import TensorStatistics, calibrate
+from voxelquant.quant.insert import quantize
+from voxelquant.quant.recipe import load_recipe
+from voxelquant.quant.spec import Method
+from voxelquant.quant.state import QuantState
+from voxelquant.recipes.artifacts import provenance, write_json_atomic
+from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.detect import Detector, Engine, open_detector
+from voxelquant.recipes.progress import Advance, StageReporter
+from voxelquant.recipes.train_run import choose_device
+from voxelquant.sparse import SparseTensor
+
+STATE_FILE = "ptq.safetensors"
+
+
+@dataclass(frozen=True)
+class PtqRequest:
+    """What the command line asks for; `method` None is the recipe's own."""
+
+    config: str
+    data: str
+    weights: Path
+    work_dir: Path
+    calibrate_batches: int = 400
+    batch_size: int = 1
+    method: Method | None = None
+    recipe: str = "reference"
+    split: str = "train"
+    version: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A quantized model as data, and what calibration saw."""
+
+    state: QuantState
+    statistics: dict[str, TensorStatistics]
+
+
+def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
+    """Quantize and write `ptq.safetensors` and `metrics.json`; returns the state's path.
+
+    Raises:
+        BadInputError: config, dataset, weights or recipe cannot be used.
+    """
+    config = load_config(request.config)
+    dataset = open_dataset(config, request.data, request.split, request.version)
+    device = choose_device(request.device)
+    detector = open_detector(config, request.weights, Engine.FLOAT, device)
+    batches = min(request.calibrate_batches, len(dataset) // request.batch_size)
+    if batches < request.calibrate_batches:
+        reporter.say(f"only {batches} batches of {request.batch_size} in split {request.split}")
+    with reporter.stage("ptq", f"calibrating on {batches} batches") as advance:
+        calibrated = quantize_detector(
+            detector,
+            calibration_batches(detector, dataset, batches, request.batch_size),
+            recipe=request.recipe,
+            method=request.method,
+            progress=advance,
+        )
+    state_path = request.work_dir / STATE_FILE
+    calibrated.state.save(state_path)
+    ranges = {name: entry.amax for name, entry in calibrated.statistics.items()}
+    payload = {
+        "recipe": request.recipe,
+        "calibrate_batches": batches,
+        "amax": ranges,
+        "request": {k: v for k, v in asdict(request).items() if k not in ("work_dir", "data")},
+        "provenance": provenance(config=config),
+    }
+    write_json_atomic(request.work_dir / "metrics.json", payload)
+    return state_path
+
+
+def calibration_batches(
+    detector: Detector, dataset: FrameDataset, batches: int, batch_size: int
+) -> Iterator[SparseTensor]:
+    """Exactly `batches` network inputs from the first frames of a dataset, without augmentation.
+
+    Raises:
+        CalibrationError: not even one batch of frames.
+    """
+    if batches < 1:
+        raise CalibrationError(
+            f"got {len(dataset)} frames for batches of {batch_size}, need at least one batch"
+        )
+    for batch in range(batches):
+        rows = range(batch * batch_size, (batch + 1) * batch_size)
+        yield detector.read([dataset[row].points for row in rows])
+
+
+def quantize_detector(
+    detector: Detector,
+    batches: Iterator[SparseTensor],
+    *,
+    recipe: str = "reference",
+    method: Method | None = None,
+    progress: Advance | None = None,
+) -> Calibrated:
+    """Fold, insert by recipe, calibrate; the detector itself stays as it is."""
+    model = quantize(detector.network, load_recipe(recipe))
+    statistics = calibrate(model, batches, method=method, progress=progress)
+    state = QuantState.of(model, metadata={"config": detector.config.name})
+    return Calibrated(state, statistics)

@@ -1,0 +1,146 @@
+"""The whole of `voxelquant train`: frames in, weights, log and metrics in a work dir."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.detection.checkpoint import save_weights
+from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
+from voxelquant.errors import BadInputError
+from voxelquant.recipes.artifacts import provenance, write_json_atomic, write_text_atomic
+from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.train import TrainingRun, train
+from voxelquant.recipes.training_source import DatasetSource, SyntheticSource, TrainingSource
+
+# `--data synthetic`: frames are generated as training goes, nothing is read from disk.
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the command line asks for; None means the config's own value.
+
+    Attributes:
+        config: bundled name or path.
+        data: root of a nuScenes-format dataset, or `synthetic`.
+        work_dir: where weights, checkpoint, log and metrics go.
+        split: split to train on, for a dataset on disk.
+        steps: optimisation steps of the whole schedule; default: the config's epochs.
+        batch_size: frames a step.
+        seed: seed of initialisation, order, augmentation and of the synthetic world.
+        device: `cuda`, `cpu`, or `auto`.
+        amp: bfloat16 autocast.
+        resume: continue from the work dir's checkpoint.
+        stop_after_s: leave with a checkpoint after so many seconds.
+        pool_size: synthetic frames held on the device.
+        turnover: synthetic frames replaced before each step.
+    """
+
+    config: str
+    data: str
+    work_dir: Path
+    split: str = "train"
+    steps: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    amp: bool = False
+    resume: bool = False
+    stop_after_s: float | None = None
+    pool_size: int = 1024
+    turnover: int = 2
+
+
+def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
+    """Train and write `weights.safetensors`, `config.yaml`, `log.jsonl` and `metrics.json`.
+
+    Returns:
+        Path of the weights; of the checkpoint if time ran out before the schedule ended.
+
+    Raises:
+        BadInputError: config, dataset, checkpoint or loss cannot be used.
+    """
+    config = load_config(request.config)
+    device = choose_device(request.device)
+    source = _open_source(request, config, device)
+    batch_size = request.batch_size or config.train.batch_size
+    epochs = config.train.schedule.epochs
+    steps = request.steps or epochs * max(1, source.frames_per_epoch // batch_size)
+    run = TrainingRun(
+        total_steps=steps,
+        batch_size=batch_size,
+        seed=request.seed,
+        device=device,
+        work_dir=request.work_dir,
+        amp=request.amp,
+        stop_after_s=request.stop_after_s,
+    )
+    request.work_dir.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
+    return _train_and_save(config, source, run, request, reporter)
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        BadInputError: a GPU is asked for where there is none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInputError(f"got device {name!r}, but torch sees no GPU here; use --device cpu")
+    return name
+
+
+def _open_source(request: TrainRequest, config: DetectorConfig, device: str) -> TrainingSource:
+    if request.data == SYNTHETIC:
+        return SyntheticSource(
+            seed=request.seed,
+            pool_size=request.pool_size,
+            turnover=request.turnover,
+            device=device,
+        )
+    dataset: NuScenesDataset = open_dataset(config, request.data, request.split)
+    return DatasetSource(dataset, range(len(dataset)), seed=request.seed, device=device)
+
+
+def _train_and_save(
+    config: DetectorConfig,
+    source: TrainingSource,
+    run: TrainingRun,
+    request: TrainRequest,
+    reporter: StageReporter,
+) -> Path:
+    log_path = request.work_dir / "log.jsonl"
+    started = time.perf_counter()
+    with reporter.stage("train", f"training {config.name} for {run.total_steps} steps") as advance:
+
+        def log(record: dict[str, object]) -> None:
+            with log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            advance(int(str(record["step"])), run.total_steps)
+
+        model, steps_done = train(config, source, run, resume=request.resume, log=log)
+    metrics = {
+        "steps": steps_done,
+        "total_steps": run.total_steps,
+        "batch_size": run.batch_size,
+        "seconds": time.perf_counter() - started,
+        "data": request.data,
+        "provenance": provenance(config=config, seed=request.seed),
+    }
+    write_json_atomic(request.work_dir / "metrics.json", metrics)
+    if steps_done < run.total_steps:
+        reporter.say(f"stopped after {steps_done} of {run.total_steps} steps; --resume continues")
+        return request.work_dir / "checkpoint.safetensors"
+    weights = request.work_dir / "weights.safetensors"
+    save_weights(model, weights, half=True)
+    return weights
