@@ -86,7 +86,7 @@ def _layer(index: int) -> LayerParity:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_report() -> RunReport:
     """A page with every section filled; all its numbers are made up."""
     return RunReport(

@@ -30,7 +30,7 @@ class StrictParser(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(run_report: RunReport) -> str:
     return render_report(run_report)
 
