@@ -1,12 +1,20 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# A test run leaves no file behind, and a slow machine is not a failure.
+# A slow machine is not a failure.
 settings.register_profile("voxelquant", database=None, deadline=None)
 settings.load_profile("voxelquant")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis keeps notes in the working directory; a test run leaves no file behind."""
+    notes = tempfile.TemporaryDirectory(prefix="voxelquant-hypothesis-")
+    config.add_cleanup(notes.cleanup)
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = notes.name
 
 
 @pytest.fixture(scope="session")
