@@ -144,3 +144,14 @@ def test_circle_nms_has_no_limit_before(n_boxes: int) -> None:
     scores = torch.linspace(0.9, 0.2, n_boxes)
     kept = circle_nms(centres, scores, min_radius_m2=1, post_max_size=83)
     assert kept.tolist() == [0, n_boxes - 1]
+
+
+def test_boxes_in_a_graph_are_taken() -> None:
+    boxes, scores = scene(20, 0)
+    expected = rotated_nms(boxes, scores, NmsSpec()).tolist()
+    circles = circle_nms(boxes[:, :2], scores, min_radius_m2=1, post_max_size=83).tolist()
+    boxes.requires_grad_()
+    scores.requires_grad_()
+    assert rotated_nms(boxes, scores, NmsSpec()).tolist() == expected
+    found = circle_nms(boxes[:, :2], scores, min_radius_m2=1, post_max_size=83)
+    assert found.tolist() == circles

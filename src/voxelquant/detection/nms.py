@@ -1,12 +1,12 @@
 """Non-maximum suppression of one task's boxes, over its classes together.
 
-Greedy suppression is a chain: whether a box counts depends on all better ones. `rotated_nms` walks
-it in blocks. Within a block of the best boxes left, the overlap matrix is small and the chain is
-walked on the host; the boxes it keeps then clear the rest in one go, so that most overlaps are
-never computed. On a CPU small blocks do the least work. On a GPU work is nearly free and every
-step costs launches and a wait, so there all boxes form one block: one matrix, and one copy of it
-(a megabyte for a thousand boxes) to the host, where a thousand dependent steps take less time
-than a thousand kernel launches.
+Greedy suppression is a chain: whether a box counts depends on all better ones. It always runs on
+the host. The boxes are few (a thousand rectangles are 20 kB, one copy), a thousand dependent steps
+cost less there than a thousand kernel launches, and every machine keeps the same boxes.
+
+`rotated_nms` walks the chain in blocks. Within a block of the best boxes left, the overlap matrix
+is small; the boxes that the block keeps then clear the rest in one go, so that most overlaps are
+never computed. The overlap is exact: the original's also counts corners up to 1 cm outside.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from voxelquant.detection.head_spec import NmsSpec
 from voxelquant.geometry import bev_rectangles, near_pairs, rotated_iou_bev_pairs
 
-_CPU_BLOCK = 64  # smaller: more calls; larger: overlaps computed in vain
+_BLOCK = 64  # smaller: more calls; larger: overlaps computed in vain
 
 
 def rotated_nms(boxes_det3d: Tensor, scores: Tensor, spec: NmsSpec) -> Tensor:
@@ -35,18 +35,17 @@ def rotated_nms(boxes_det3d: Tensor, scores: Tensor, spec: NmsSpec) -> Tensor:
         Rows to keep, [kept] int64, best score first, on the device of the boxes.
     """
     order = scores.argsort(descending=True, stable=True)[: spec.pre_max_size]
-    rectangles = bev_rectangles(boxes_det3d[order].float())
-    block_size = _CPU_BLOCK if rectangles.device.type == "cpu" else max(1, len(order))
-    left = torch.arange(len(order), device=order.device)
+    rectangles = bev_rectangles(boxes_det3d[order].detach().float().cpu())
+    left = torch.arange(len(order))
     kept = [left[:0]]
     while len(left) > 0 and sum(map(len, kept)) < spec.post_max_size:
-        block, left = left[:block_size], left[block_size:]
+        block, left = left[:_BLOCK], left[_BLOCK:]
         clashes = _overlap_above(rectangles[block], rectangles[block], spec.iou_threshold)
         kept.append(block[_keep_greedily(clashes)])
         if len(left) > 0:
             cleared = _overlap_above(rectangles[kept[-1]], rectangles[left], spec.iou_threshold)
             left = left[~cleared.any(dim=0)]
-    return order[torch.cat(kept)[: spec.post_max_size]]
+    return order[torch.cat(kept)[: spec.post_max_size].to(order.device)]
 
 
 def circle_nms(
@@ -65,7 +64,7 @@ def circle_nms(
         Rows to keep, [kept] int64, best score first, on the device of the centres.
     """
     order = scores.argsort(descending=True, stable=True)
-    xy = centers_xy[order].float().cpu().numpy()
+    xy = centers_xy[order].detach().float().cpu().numpy()
     alive = np.ones(len(xy), dtype=bool)
     kept: list[int] = []
     for row in range(len(xy)):
@@ -81,18 +80,18 @@ def circle_nms(
 def _overlap_above(a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """Which rectangles of `a` and `b` overlap by more than the threshold, [n, m] bool."""
     rows, cols = near_pairs(a, b)
-    above = torch.zeros((len(a), len(b)), dtype=torch.bool, device=a.device)
+    above = torch.zeros((len(a), len(b)), dtype=torch.bool)
     above[rows, cols] = rotated_iou_bev_pairs(a[rows], b[cols]) > threshold
     return above
 
 
 def _keep_greedily(clashes: Tensor) -> Tensor:
     """Rows, best first, that clash with no kept row before them, [kept] int64."""
-    rows = clashes.cpu().numpy()
+    rows = clashes.numpy()
     suppressed = np.zeros(len(rows), dtype=bool)
     kept = []
     for row in range(len(rows)):
         if not suppressed[row]:
             kept.append(row)
             suppressed |= rows[row]
-    return torch.tensor(kept, dtype=torch.int64, device=clashes.device)
+    return torch.tensor(kept, dtype=torch.int64)
