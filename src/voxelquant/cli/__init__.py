@@ -12,7 +12,7 @@ from voxelquant import __version__
 from voxelquant.errors import BadInputError, MissingDependencyError
 
 # In the order of the work, which is the order of `voxelquant --help`.
-VERBS = ("report", "doctor")
+VERBS = ("train", "report", "doctor")
 
 BAD_INPUT_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
