@@ -1,6 +1,7 @@
 """nuScenes key frames from det3d info files (`infos_val_10sweeps_withvelo_filter_True.pkl`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,9 +68,24 @@ class InfoDataset(FrameDataset):
         Raises:
             DatasetError: A field is missing or has another shape.
         """
+        with self._naming(index):
+            return self._record(index, self._infos[index])
+
+    def names(self, index: int) -> tuple[str, ...]:
+        """Name of every annotated box of a key frame, empty in a test set.
+
+        Raises:
+            DatasetError: The names are no array of strings.
+        """
         info = self._infos[index]
+        with self._naming(index):
+            return tuple(map(str, self._array(info, "gt_names"))) if "gt_boxes" in info else ()
+
+    @contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Turn surprises about types into an error that names the sample."""
         try:
-            return self._record(index, info)
+            yield
         except (AttributeError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{self.info_path}: sample {self._tokens[index]} is not laid out as det3d's "

@@ -4,7 +4,8 @@ Sweeps, transforms and annotations follow CenterPoint's info files (det3d `creat
 deliberate difference: sweeps stand in a fixed order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,24 @@ class NuScenesDataset(FrameDataset):
             DatasetError: A table refers to a record or field that is missing.
         """
         token = self._tokens[index]
-        try:
+        with self._naming(token):
             return self._record(self.nusc.get("sample", token))
+
+    def names(self, index: int) -> tuple[str, ...]:
+        """Detection class of every annotation of a key frame, `ignore` for other categories.
+
+        Raises:
+            DatasetError: A table refers to a record or field that is missing.
+        """
+        token = self._tokens[index]
+        with self._naming(token):
+            return self._names(self._annotation_rows(self.nusc.get("sample", token)))
+
+    @contextmanager
+    def _naming(self, token: str) -> Iterator[None]:
+        """Turn a dangling reference into an error that names the sample."""
+        try:
+            yield
         except KeyError as error:
             raise DatasetError(
                 f"{self.nusc.table_root}: sample {token} refers to {error}, which the tables "
@@ -128,13 +145,20 @@ class NuScenesDataset(FrameDataset):
             pose_matrix(ego["translation"], ego["rotation"]),
         )
 
-    def _annotations(self, sample: Row, ref_from_global: Tensor) -> Annotations:
+    def _annotation_rows(self, sample: Row) -> list[Row]:
         rows = [self.nusc.get("sample_annotation", token) for token in sample["anns"]]
         if self.drop_empty_boxes:
             rows = [row for row in rows if row["num_lidar_pts"] + row["num_radar_pts"] > 0]
+        return rows
+
+    def _names(self, rows: list[Row]) -> tuple[str, ...]:
+        return tuple(self._detection_name[row["category_name"]] for row in rows)
+
+    def _annotations(self, sample: Row, ref_from_global: Tensor) -> Annotations:
+        rows = self._annotation_rows(sample)
         return Annotations(
             boxes_det3d=self._boxes(rows, ref_from_global),
-            names=tuple(self._detection_name[row["category_name"]] for row in rows),
+            names=self._names(rows),
             num_lidar_pts=torch.tensor([row["num_lidar_pts"] for row in rows], dtype=torch.int64),
         )
 

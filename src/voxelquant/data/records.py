@@ -70,11 +70,14 @@ class FrameDataset(ABC):
     def record(self, index: int) -> FrameRecord:
         """Files, poses and annotations of a key frame; reads no points."""
 
+    @abstractmethod
+    def names(self, index: int) -> tuple[str, ...]:
+        """Name of every annotated box of a key frame, empty if it has none; computes no boxes."""
+
     def classes_in(self, index: int) -> frozenset[int]:
         """Labels that occur among the boxes of a key frame; reads no points."""
-        annotations = self.record(index).annotations
-        names = annotations.names if annotations is not None else ()
-        return frozenset(i for i, name in enumerate(self.class_names) if name in names)
+        present = set(self.names(index))
+        return frozenset(i for i, name in enumerate(self.class_names) if name in present)
 
     def __len__(self) -> int:
         return len(self.sample_tokens)

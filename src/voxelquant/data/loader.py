@@ -1,0 +1,131 @@
+"""Batches of frames, read and augmented by worker processes.
+
+What a run sees does not depend on the number of workers: order and augmentation follow from the
+seeds in the draws.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from voxelquant.data.collate import FrameBatch, collate_frames
+from voxelquant.data.frame import Frame
+from voxelquant.data.sampling import (
+    Draw,
+    EpochSampler,
+    Shard,
+    seeded_generator,
+    strided_indices,
+)
+from voxelquant.errors import BadInputError
+
+# An augmentation; object pasting, when it comes, is one more of these, in front.
+RandomTransform = Callable[[Frame, torch.Generator], Frame]
+
+
+class Frames(Protocol):
+    """Anything that yields frames by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Frame: ...
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How frames are fetched; none of it changes what is fetched."""
+
+    batch_size: int = 1
+    num_workers: int = 0  # processes beside this one
+    pin_memory: bool = False
+
+
+class FrameLoader(Iterable[FrameBatch]):
+    """One pass over some frames, batch by batch; the last batch may be smaller.
+
+    Raises:
+        BadInputError: While iterating, what the dataset raises about a damaged file.
+    """
+
+    def __init__(
+        self,
+        dataset: Frames,
+        draws: Sequence[Draw] | EpochSampler,
+        transforms: Sequence[RandomTransform],
+        options: LoaderOptions,
+    ) -> None:
+        self._loader: DataLoader[Any] = DataLoader(
+            _DrawnFrames(dataset, tuple(transforms)),
+            batch_size=options.batch_size,
+            sampler=draws,
+            num_workers=options.num_workers,
+            collate_fn=_collate,
+            pin_memory=options.pin_memory,
+            persistent_workers=options.num_workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[FrameBatch]:
+        for batch in self._loader:
+            if isinstance(batch, BadInputError):
+                raise batch
+            yield batch
+
+
+def training_loader(
+    dataset: Frames,
+    sampler: EpochSampler,
+    *,
+    transforms: Sequence[RandomTransform] = (),
+    options: LoaderOptions | None = None,
+) -> FrameLoader:
+    """Augmented frames in the sampler's order; call `sampler.set_epoch` before every pass.
+
+    Args:
+        dataset: Annotated frames.
+        sampler: Which frames, in which order, with which augmentation seeds.
+        transforms: Applied one after the other, from one generator a frame.
+        options: Batch size and workers.
+    """
+    return FrameLoader(dataset, sampler, transforms, options or LoaderOptions())
+
+
+def evaluation_loader(
+    dataset: Frames, *, shard: Shard | None = None, options: LoaderOptions | None = None
+) -> FrameLoader:
+    """Every frame of the shard once, unchanged and in order."""
+    indices = strided_indices(len(dataset), shard or Shard())
+    draws = [Draw(index, seed=0) for index in indices]
+    return FrameLoader(dataset, draws, (), options or LoaderOptions())
+
+
+class _DrawnFrames(Dataset[Frame | BadInputError]):
+    """Frames by draw. Bad input is handed over, not raised: a worker would bury it in traceback."""
+
+    def __init__(self, dataset: Frames, transforms: tuple[RandomTransform, ...]) -> None:
+        self.dataset = dataset
+        self.transforms = transforms
+
+    def __getitem__(self, draw: Draw) -> Frame | BadInputError:
+        try:
+            frame = self.dataset[draw.index]
+        except BadInputError as error:
+            return error
+        generator = seeded_generator(draw.seed)
+        for transform in self.transforms:
+            frame = transform(frame, generator)
+        return frame
+
+
+def _collate(items: Sequence[Frame | BadInputError]) -> FrameBatch | BadInputError:
+    frames = []
+    for item in items:
+        if isinstance(item, BadInputError):
+            return item
+        frames.append(item)
+    return collate_frames(frames)
