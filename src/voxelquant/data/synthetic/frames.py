@@ -17,7 +17,7 @@ from voxelquant.errors import DatasetError
 _EPOCH_US = 1_600_000_000_000_000
 _SCENE_US = 60_000_000  # between the starts of two scenes
 _SCENES_AT_ONCE = {"cpu": 4, "cuda": 64}  # these two bound the memory of a launch
-_FRAMES_AT_ONCE = {"cpu": 1, "cuda": 16}
+_FRAMES_AT_ONCE = {"cpu": 1, "cuda": 64}  # 3.6 GiB on a GPU
 
 
 def generate_frames(

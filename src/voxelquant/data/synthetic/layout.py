@@ -58,7 +58,8 @@ def object_poses(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Poses:
     slots, road = scenes.slots, scenes.road.at(rows)
     s_m = slots.s_m[rows] + slots.speed_mps[rows] * time_s[:, None]
     x, y, heading = road.place(s_m, slots.d_m[rows])
-    return Poses(x, y, road.height(x, y), heading + slots.turn_rad[rows])
+    z = road.height(x, y) + road.rise(slots.d_m[rows])
+    return Poses(x, y, z, heading + slots.turn_rad[rows])
 
 
 def ego_poses(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Poses:

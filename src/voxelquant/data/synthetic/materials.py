@@ -18,16 +18,16 @@ class Material:
 
 
 MATERIALS = (
-    Material("asphalt", 11.0, 0.5),
-    Material("pavement", 20.0, 0.4),
+    Material("asphalt", 11.0, 0.9),
+    Material("pavement", 20.0, 0.8),
     Material("marking", 62.0, 0.3),
-    Material("facade", 34.0, 0.8),
+    Material("facade", 40.0, 0.9),
     Material("glass", 9.0, 0.5, 0.55),
     Material("paint", 26.0, 1.3),
     Material("dark", 5.0, 0.4, 0.1),
     Material("metal", 32.0, 0.7),
     Material("retro", 215.0, 0.25),
-    Material("leaves", 24.0, 0.6, 0.08),
+    Material("leaves", 30.0, 0.8, 0.08),
     Material("bark", 18.0, 0.4),
     Material("cloth", 18.0, 1.0),
     Material("skin", 24.0, 0.3),

@@ -11,7 +11,7 @@ from voxelquant.data.synthetic.hashing import hash_counters, mix_bits, quarter_u
 from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.materials import MATERIAL_INDEX, material_table
 from voxelquant.data.synthetic.parts import BOX
-from voxelquant.data.synthetic.road import LANE_M, PARKING_M
+from voxelquant.data.synthetic.road import KERB_HEIGHT_M, LANE_M, PARKING_M, Road
 from voxelquant.data.synthetic.sensor import Beams, Revolutions, aim
 from voxelquant.data.synthetic.solids import Solids, collect_solids
 
@@ -103,11 +103,25 @@ def _meet_ground(
     root = torch.sqrt(torch.where(reachable, discriminant, 0.0))
     range_m = 2 * above.float() / torch.where(reachable, root - linear, 1.0)
     range_m = torch.where(reachable, range_m, torch.inf)
-    reach = torch.where(reachable, range_m, 0.0)
-    world_x = origin[:, :1].float() + reach * dx
-    world_y = origin[:, 1:2].float() + reach * dy
-    across = world_y - road.curvature_per_m.float() / 2 * world_x * world_x
-    return range_m, linear.abs(), across
+    step = (above.float() - KERB_HEIGHT_M).clamp_min(0.1) / above.float()
+    lane_d, walk_d = (
+        _road_offset(origin, road, (dx, dy), torch.where(reachable, range_m, 0.0) * share)
+        for share in (torch.ones_like(step), step)
+    )
+    start = torch.where(lane_d < 0, road.walk_start_m[:, :1], road.walk_start_m[:, 1:]).float()
+    # Beyond the kerb the ground is higher; a ray between the two levels meets the kerb's face.
+    beyond, on_top = lane_d.abs() > start, walk_d.abs() > start
+    overshoot = (lane_d.abs() - start) / (lane_d.abs() - walk_d.abs()).clamp_min(1e-3)
+    face = range_m * (1 - overshoot.clamp(0, 1) * (1 - step))
+    range_m = torch.where(beyond, torch.where(on_top, range_m * step, face), range_m)
+    return range_m, linear.abs(), lane_d
+
+
+def _road_offset(origin: Tensor, road: Road, slope: tuple[Tensor, Tensor], reach: Tensor) -> Tensor:
+    """Offset from the centre line along rays, the arc taken as a parabola, [r, rays]."""
+    x = origin[:, :1].float() + reach * slope[0]
+    y = origin[:, 1:2].float() + reach * slope[1]
+    return y - road.curvature_per_m.float() / 2 * x * x
 
 
 def _surface(
@@ -161,12 +175,11 @@ def _reflectivity(
 ) -> Tensor:
     """Raw intensity at normal incidence: material, the object's own gloss, and speckle."""
     count = scenes.size_wlh_m.shape[1]
-    counters = torch.arange(count, device=material.device)
-    gloss = quarter_uniforms(hash_counters(scenes.keys ^ 0x5A5A, counters))[0] * 2 - 1  # [b, n]
-    own = torch.cat([gloss, torch.zeros_like(gloss[:, :1])], dim=1)[revolutions.rows]
-    own_gloss = own.gather(1, torch.where(owner < 0, count, owner))
+    counters = torch.arange(count + 1, device=material.device)  # the last is the ground's
+    gloss = quarter_uniforms(hash_counters(scenes.keys ^ 0x5A5A, counters))[0] * 2 - 1  # [b, n + 1]
+    own_gloss = gloss[revolutions.rows].gather(1, torch.where(owner < 0, count, owner))
     table = material_table(material.device)
-    exponent = own_gloss * table[:, 1][material] + (noise[0] + noise[1] - 1.0) * 0.7
+    exponent = own_gloss * table[:, 1][material] + (noise[0] + noise[1] - 1.0) * 1.3
     return table[:, 0][material] * torch.exp2(exponent)
 
 

@@ -13,6 +13,7 @@ from voxelquant.data.synthetic.hashing import Dice
 LANE_M = 3.5
 CYCLE_LANE_M = 1.5
 PARKING_M = 2.7
+KERB_HEIGHT_M = 0.13  # of the side walk and all beyond it
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Road:
     def height(self, x: Tensor, y: Tensor) -> Tensor:
         """Ground height above the scene's origin, [b, n]."""
         return self.slope_x * x + self.slope_y * y + self.bend_per_m * x * x
+
+    def rise(self, d_m: Tensor) -> Tensor:
+        """Height above the roadway of what stands at d: the kerb's beyond it, [b, n]."""
+        start = torch.where(d_m < 0, self.walk_start_m[:, :1], self.walk_start_m[:, 1:])
+        return torch.where(d_m.abs() > start, KERB_HEIGHT_M, 0.0)
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Slope of the ground along x and y at x, [b, n] each."""

@@ -35,7 +35,7 @@ def traffic(dice: Dice, road: Road, reach_m: float) -> Slots:
     count = 4 * per_lane
     sign = torch.where(side == 0, -1.0, 1.0).double()
     names = ["car", "truck", "bus", "motorcycle", "trailer", "bicycle", "construction_vehicle"]
-    drawn = dice.choice("lane.kind", count, [0.68, 0.10, 0.06, 0.06, 0.04, 0.03, 0.03])
+    drawn = dice.choice("lane.kind", count, [0.68, 0.13, 0.06, 0.05, 0.04, 0.02, 0.02])
     s_m = spaced(per_lane, reach_m, dice.device).repeat(1, 4)
     s_m = s_m + dice.uniform("lane.jitter", count, -3.0, 3.0)
     d_m = sign * (rank + 0.5) * LANE_M + dice.bell("lane.offset", count) * 0.15
@@ -46,7 +46,7 @@ def traffic(dice: Dice, road: Road, reach_m: float) -> Slots:
         d_m,
         turn_rad=facing + dice.bell("lane.turn", count) * 0.012,
         speed_mps=speeds[:, lane],
-        present=dice.chance("lane.present", count, 0.5) & (rank < road.lanes[:, side]),
+        present=dice.chance("lane.present", count, 0.55) & (rank < road.lanes[:, side]),
         in_traffic=True,
     )
 
@@ -66,7 +66,7 @@ def cyclists(dice: Dice, road: Road, reach_m: float) -> Slots:
         sign * (road.kerb_m[:, side] - 0.75) + dice.bell("cyclists.offset", count) * 0.1,
         turn_rad=torch.where(side == 0, 0.0, math.pi) + dice.bell("cyclists.turn", count) * 0.03,
         speed_mps=-sign * speed[:, side],
-        present=dice.chance("cyclists.present", count, 0.45),
+        present=dice.chance("cyclists.present", count, 0.40),
         in_traffic=True,
     )
 
@@ -113,7 +113,7 @@ def cycle_stands(dice: Dice, road: Road, reach_m: float) -> Slots:
 
 def pedestrians(dice: Dice, road: Road, reach_m: float) -> Slots:
     """Groups that walk in two bands of each side walk, one a direction, and groups that stand."""
-    groups, per_group = 2 * round(2 * reach_m / 14.0), 3
+    groups, per_group = 2 * round(2 * reach_m / 12.0), 4
     count = groups * per_group
     group = torch.arange(groups, device=dice.device).repeat_interleave(per_group)
     place = torch.arange(count, device=dice.device) % per_group
@@ -127,14 +127,14 @@ def pedestrians(dice: Dice, road: Road, reach_m: float) -> Slots:
     centre = spaced(groups, reach_m, dice.device) + dice.uniform("people.s", groups, -4.0, 4.0)
     any_turn = dice.uniform("people.turn", count, -math.pi, math.pi)
     along = torch.where(speed < 0, math.pi, 0.0) + dice.bell("people.veer", count) * 0.1
-    here = dice.chance("people.group", groups, 0.5)[:, group]
+    here = dice.chance("people.group", groups, 0.45)[:, group]
     return make_slots(
         "pedestrian",
-        centre[:, group] + (place - 1) * 1.1 + dice.bell("people.jitter", count) * 0.15,
+        centre[:, group] + (place - 1.5) * 1.0 + dice.bell("people.jitter", count) * 0.15,
         sign * (road.walk_start_m[:, side] + band) + dice.bell("people.offset", count) * 0.12,
         turn_rad=torch.where(stands, any_turn, along),
         speed_mps=speed,
-        present=here & dice.chance("people.member", count, 0.65),
+        present=here & dice.chance("people.member", count, 0.58),
     )
 
 
@@ -187,7 +187,7 @@ def yard(dice: Dice, road: Road, side: Tensor) -> list[Slots]:
     columns, count = 6, 12
     row = torch.arange(count, device=dice.device) // columns
     names = ["trailer", "truck", "bus", "construction_vehicle", "car", "motorcycle"]
-    drawn = dice.choice("yard.kind", count, [0.24, 0.16, 0.26, 0.12, 0.12, 0.10])
+    drawn = dice.choice("yard.kind", count, [0.28, 0.19, 0.29, 0.09, 0.08, 0.07])
     crosswise = dice.chance("yard.crosswise", 1, 0.4)
     turn = torch.where(crosswise, math.pi / 2, 0.0) + dice.bell("yard.turn", count) * 0.12
     s_m = spaced(columns, 42.0, dice.device).repeat(1, 2)
