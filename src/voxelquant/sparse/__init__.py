@@ -2,7 +2,7 @@
 
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.functional import sparse_conv, sparse_conv_int8
-from voxelquant.sparse.kernel_map import KernelMap, build_kernel_map
+from voxelquant.sparse.kernel_map import KernelMap
 from voxelquant.sparse.modules import (
     SparseAdd,
     SparseConv3d,
@@ -16,6 +16,7 @@ from voxelquant.sparse.modules import (
     check_same_sites,
     resolve_conv_map,
 )
+from voxelquant.sparse.neighbour_search import build_kernel_map
 from voxelquant.sparse.tensor import ActiveSites, CoupledConv, SparseTensor
 from voxelquant.sparse.trace import SparseGraph, SparseNode, trace_sparse_graph
 from voxelquant.sparse.voxelize import VoxelGridSpec, voxelize, voxelize_batch

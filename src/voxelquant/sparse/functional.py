@@ -1,4 +1,4 @@
-"""Sparse convolution as functions: validate, bring weights into tap order, dispatch."""
+"""Sparse convolution as functions: validate, dispatch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from voxelquant.sparse.backends import reference
 from voxelquant.sparse.kernel_map import KernelMap
 
 
-def weight_to_taps(weight: Tensor) -> Tensor:
-    """`[c_out, kz, ky, kx, c_in]` → `[k, c_in, c_out]`, taps in row-major order."""
-    c_out, *_, c_in = weight.shape
-    return weight.reshape(c_out, -1, c_in).permute(1, 2, 0).contiguous()
-
-
 def sparse_conv(
     features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
 ) -> Tensor:
-    """Sparse convolution with autograd.
+    """Sparse convolution with autograd, under `torch.autocast` in its dtype.
 
     Args:
         features: `[n, c_in]` float.
@@ -34,8 +28,9 @@ def sparse_conv(
         GeometryError: rows, channels or taps do not fit together.
     """
     _check_shapes(features, weight, kernel_map)
-    out = reference.sparse_conv(features, weight_to_taps(weight), kernel_map)
-    return out if bias is None else out + bias
+    features, weight = _autocast(features), _autocast(weight)
+    out = reference.sparse_conv(features, weight.flatten(1, 3), kernel_map)
+    return out if bias is None else out + bias.to(out.dtype)
 
 
 def sparse_conv_int8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -55,7 +50,44 @@ def sparse_conv_int8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> 
     if codes.dtype != torch.int8 or weight_q.dtype != torch.int8:
         raise GeometryError(f"got {codes.dtype} codes and {weight_q.dtype} weights, need int8")
     _check_shapes(codes, weight_q, kernel_map)
-    return reference.sparse_conv_int8(codes, weight_to_taps(weight_q), kernel_map)
+    return reference.sparse_conv_int8(codes, weight_q.flatten(1, 3), kernel_map)
+
+
+def sparse_conv_fp16(
+    features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
+) -> Tensor:
+    """Sparse convolution of float16 operands, accumulated in float32.
+
+    The one rounding to float16 that the law allows an fp16 layer is left to the caller, after the
+    activation.
+
+    Args:
+        features: `[n, c_in]` float16.
+        weight: `[c_out, kz, ky, kx, c_in]` float16.
+        kernel_map: pairs of the convolution.
+        bias: `[c_out]` float16 or None.
+
+    Returns:
+        `[m, c_out]` float32.
+
+    Raises:
+        GeometryError: rows, channels, taps or dtypes do not fit together.
+    """
+    operands = [features, weight] if bias is None else [features, weight, bias]
+    if any(operand.dtype != torch.float16 for operand in operands):
+        raise GeometryError(f"got {[str(o.dtype) for o in operands]}, need torch.float16 operands")
+    wide_bias = None if bias is None else bias.float()
+    with torch.autocast(features.device.type, enabled=False):
+        return sparse_conv(features.float(), weight.float(), kernel_map, wide_bias)
+
+
+def _autocast(x: Tensor) -> Tensor:
+    # A custom autograd function is not on autocast's list; casting outside of it gives gradients
+    # in the dtypes of the operands.
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _check_shapes(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
-from voxelquant.sparse.kernel_map import KernelMap, build_kernel_map
+from voxelquant.sparse.kernel_map import KernelMap
+from voxelquant.sparse.neighbour_search import build_kernel_map
 
 
 class ActiveSites:
@@ -137,14 +138,19 @@ class SparseTensor:
 def _check_coords(coords: Tensor, spatial_shape: Triple, batch_size: int) -> None:
     if coords.shape[0] == 0:
         return
-    limits = torch.tensor([batch_size, *spatial_shape], device=coords.device)
-    if bool(((coords < 0) | (coords >= limits)).any()):
+    limits = (batch_size, *spatial_shape)
+    columns = zip(coords.unbind(1), limits, strict=True)
+    outside = torch.stack([((c < 0) | (c >= limit)).any() for c, limit in columns]).any()
+    keys, _ = torch.sort(flatten_coords(coords, spatial_shape))
+    repeated = (keys[1:] == keys[:-1]).any()
+    # Both answers in one transfer: a GPU is waited for once.
+    is_outside, is_repeated = torch.stack([outside, repeated]).tolist()
+    if is_outside:
         raise GeometryError(
             f"got coordinates from {coords.amin(0).tolist()} to {coords.amax(0).tolist()}, need "
-            f"(batch, z, y, x) from 0 to below {limits.tolist()}"
+            f"(batch, z, y, x) from 0 to below {list(limits)}"
         )
-    keys = flatten_coords(coords, spatial_shape)
-    if torch.unique(keys).numel() != keys.numel():
+    if is_repeated:
         raise GeometryError("got repeated coordinates, need one row for each active site")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.conv_geometry import Triple
-from voxelquant.sparse.tensor import SparseTensor
+from voxelquant.sparse.tensor import ActiveSites, SparseTensor
 
 
 @dataclass(frozen=True)
@@ -74,42 +74,7 @@ def voxelize(points: Tensor, spec: VoxelGridSpec) -> Voxels:
     Raises:
         GeometryError: `points` is not a float32 matrix with at least three columns.
     """
-    if points.ndim != 2 or points.shape[1] < 3 or points.dtype != torch.float32:
-        raise GeometryError(
-            f"got points {tuple(points.shape)} of {points.dtype}, need float32 [p, at least 3]"
-        )
-    low = points.new_tensor(spec.point_range[:3])
-    size = points.new_tensor(spec.voxel_size)
-    grid = torch.tensor(spec.grid_xyz, device=points.device)
-    cells = torch.floor((points[:, :3] - low) / size)
-    # Comparing floats drops NaN and overflowing coordinates too, which a cast would wrap.
-    inside = ((cells >= 0) & (cells < grid)).all(1)
-    points = points[inside]
-    x, y, z = cells[inside].long().unbind(1)
-    return _group_points(points, (z * grid[1] + y) * grid[0] + x, spec)
-
-
-def _group_points(points: Tensor, keys: Tensor, spec: VoxelGridSpec) -> Voxels:
-    sorted_keys, order = torch.sort(keys, stable=True)
-    unique_keys, voxel_of, counts = torch.unique_consecutive(
-        sorted_keys, return_inverse=True, return_counts=True
-    )
-    starts = torch.cumsum(counts, 0) - counts
-    slot = torch.arange(len(order), device=order.device) - starts[voxel_of]
-    # Stable sort: the first point of each run is the voxel's first point in the cloud.
-    by_occurrence = torch.argsort(order[starts])[: spec.max_voxels]
-    rank = torch.full_like(unique_keys, -1)
-    rank[by_occurrence] = torch.arange(len(by_occurrence), device=keys.device)
-    kept = (slot < spec.max_points_per_voxel) & (rank[voxel_of] >= 0)
-    buffer = points.new_zeros((len(by_occurrence), spec.max_points_per_voxel, points.shape[1]))
-    buffer[rank[voxel_of[kept]], slot[kept]] = points[order[kept]]
-    key = unique_keys[by_occurrence]
-    grid_x, grid_y, _ = spec.grid_xyz
-    x = key % grid_x
-    y = torch.div(key, grid_x, rounding_mode="floor") % grid_y
-    z = torch.div(key, grid_x * grid_y, rounding_mode="floor")
-    num_points = counts[by_occurrence].clamp(max=spec.max_points_per_voxel)
-    return Voxels(buffer, torch.stack([z, y, x], 1).int(), num_points.int())
+    return _voxelize_clouds([points], spec)[0]
 
 
 def voxelize_batch(clouds: list[Tensor], spec: VoxelGridSpec) -> SparseTensor:
@@ -121,13 +86,90 @@ def voxelize_batch(clouds: list[Tensor], spec: VoxelGridSpec) -> SparseTensor:
 
     Returns:
         Features `[n, c]` float32 on grid `spec.sparse_shape`.
+
+    Raises:
+        GeometryError: a cloud is not a float32 matrix with at least three columns.
     """
-    features, coords = [], []
-    for index, cloud in enumerate(clouds):
-        voxels = voxelize(cloud, spec)
-        features.append(voxels.mean_features())
-        batch = torch.full_like(voxels.coords_zyx[:, :1], index)
-        coords.append(torch.cat([batch, voxels.coords_zyx], 1))
-    return SparseTensor.from_coords(
-        torch.cat(features), torch.cat(coords), spec.sparse_shape, len(clouds)
-    )
+    voxels, samples = _voxelize_clouds(clouds, spec)
+    coords_bzyx = torch.cat([samples.unsqueeze(1), voxels.coords_zyx], 1)
+    # Voxels are distinct and inside the grid by construction: no check, no wait for a GPU.
+    sites = ActiveSites(coords_bzyx, spec.sparse_shape, len(clouds))
+    return SparseTensor(voxels.mean_features(), sites)
+
+
+def _voxelize_clouds(clouds: list[Tensor], spec: VoxelGridSpec) -> tuple[Voxels, Tensor]:
+    """Voxels of all clouds and their samples `[m]` int32; a GPU waits a fixed number of times."""
+    for points in clouds:
+        if points.ndim != 2 or points.shape[1] < 3 or points.dtype != torch.float32:
+            raise GeometryError(
+                f"got points {tuple(points.shape)} of {points.dtype}, need float32 [p, at least 3]"
+            )
+    points = torch.cat(clouds)
+    device = points.device
+    lengths = torch.tensor([len(cloud) for cloud in clouds])
+    samples = torch.arange(len(clouds)).repeat_interleave(lengths).to(device)
+    low = torch.tensor(spec.point_range[:3], device=device)
+    size = torch.tensor(spec.voxel_size, device=device)
+    cells_x, cells_y, cells_z = spec.grid_xyz
+    grid = torch.tensor([cells_x, cells_y, cells_z], device=device)
+    cells = torch.floor((points[:, :3] - low) / size)
+    # Comparing floats drops NaN and overflowing coordinates too, which a cast would wrap.
+    inside = torch.nonzero(((cells >= 0) & (cells < grid)).all(1)).squeeze(1)
+    b, (x, y, z) = samples[inside], cells[inside].long().unbind(1)
+    keys = ((b * cells_z + z) * cells_y + y) * cells_x + x
+    runs = _VoxelRuns.of(keys)
+    chosen = _choose_voxels(runs, b, spec.max_voxels)
+    first = runs.order[runs.starts[chosen]]
+    coords_zyx = torch.stack([z[first], y[first], x[first]], 1).int()
+    buffer, counts = _fill_voxels(points[inside], runs, chosen, spec.max_points_per_voxel)
+    return Voxels(buffer, coords_zyx, counts), b[first].int()
+
+
+@dataclass(frozen=True)
+class _VoxelRuns:
+    """Points sorted by voxel, in the order of the cloud within one.
+
+    Attributes:
+        order: `[p]` point at each sorted place.
+        voxel_of: `[p]` run of each sorted place.
+        starts: `[v]` sorted place at which each run begins.
+    """
+
+    order: Tensor
+    voxel_of: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor) -> _VoxelRuns:
+        sorted_keys, order = torch.sort(keys, stable=True)
+        is_first = torch.ones_like(keys, dtype=torch.bool)
+        torch.ne(sorted_keys[1:], sorted_keys[:-1], out=is_first[1:])
+        voxel_of = torch.cumsum(is_first, 0) - 1
+        return cls(order, voxel_of, torch.nonzero(is_first).squeeze(1))
+
+
+def _choose_voxels(runs: _VoxelRuns, samples: Tensor, max_voxels: int) -> Tensor:
+    """Runs that are kept, in order of first occurrence, at most `max_voxels` of each sample."""
+    first_points, by_occurrence = torch.sort(runs.order[runs.starts])
+    sample_of = samples[first_points].contiguous()  # ascending: clouds are concatenated
+    rank = torch.arange(len(sample_of), device=samples.device)
+    rank = rank - torch.searchsorted(sample_of, sample_of)
+    return by_occurrence[rank < max_voxels]
+
+
+def _fill_voxels(
+    points: Tensor, runs: _VoxelRuns, chosen: Tensor, max_points: int
+) -> tuple[Tensor, Tensor]:
+    """`[m, max_points, c]` points of the chosen voxels, zero-padded, and `[m]` int32 counts."""
+    device = points.device
+    rank = torch.full_like(runs.starts, -1)
+    rank[chosen] = torch.arange(len(chosen), device=device)
+    slot = torch.arange(len(runs.order), device=device) - runs.starts[runs.voxel_of]
+    row = rank[runs.voxel_of]
+    kept = torch.nonzero((slot < max_points) & (row >= 0)).squeeze(1)
+    buffer = points.new_zeros((len(chosen), max_points, points.shape[1]))
+    buffer[row[kept], slot[kept]] = points[runs.order[kept]]
+    ends = torch.cat([runs.starts[1:], runs.starts.new_full((1,), len(runs.order))])
+    # No points: no run, and the end that was appended stands alone.
+    counts = ends[: len(runs.starts)] - runs.starts
+    return buffer, counts[chosen].clamp(max=max_points).int()
