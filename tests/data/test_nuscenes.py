@@ -1,5 +1,6 @@
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from nuscenes_world import (
 )
 from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.data.tables import TABLE_NAMES
-from voxelquant.errors import DatasetError
+from voxelquant.errors import DatasetError, MissingDependencyError
 from voxelquant.geometry import transform_points, wrap_to_pi
 
 CLOSE_POINTS = 10  # of the fixture's points in every file
@@ -247,6 +248,25 @@ def test_dangling_reference_names_the_sample(broken: TinyNuScenes) -> None:
     assert len(dataset[1].points) > 0
     with pytest.raises(DatasetError, match="sample scene-b-s2 refers to 'scene-b-e10'"):
         dataset.record(2)
+
+
+def test_unusable_values_name_the_sample(broken: TinyNuScenes) -> None:
+    broken.edit("ego_pose", lambda rows: rows[-1].update(rotation=[0, 0, 0, 0]))
+    broken.edit("sample_annotation", lambda rows: rows[0].update(size="large"))
+    broken.edit("sample_annotation", lambda rows: rows[-1].update(size=[1, math.nan, 1]))
+    dataset = NuScenesDataset(broken.root, VERSION, "both", CLASS_NAMES)
+    with pytest.raises(DatasetError, match=r"sample scene-b-s2 has .*\(quaternion: got"):
+        dataset.record(5)
+    with pytest.raises(DatasetError, match="sample scene-a-s0 has an unusable"):
+        dataset.record(0)
+    with pytest.raises(DatasetError, match="sample scene-b-s1: an annotated box is not finite"):
+        dataset[4]
+
+
+def test_without_the_devkit(tiny: TinyNuScenes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nuscenes.nuscenes", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'voxelquant\[nuscenes\]'"):
+        open_dataset(tiny)
 
 
 def test_damaged_point_file_is_named_on_load(broken: TinyNuScenes) -> None:

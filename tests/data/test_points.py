@@ -25,6 +25,18 @@ def test_truncated_file_is_named(tmp_path: Path, size: int) -> None:
         read_point_file(path)
 
 
+@pytest.mark.parametrize(("column", "value"), [(0, np.nan), (2, np.inf), (3, np.nan)])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, column: int, value: float) -> None:
+    points = np.ones((5, 5), dtype=np.float32)
+    points[1, 4] = np.nan  # the ring is not used
+    points.tofile(tmp_path / "a.pcd.bin")
+    assert len(read_point_file(tmp_path / "a.pcd.bin")) == 5
+    points[[0, 3], column] = value
+    points.tofile(tmp_path / "a.pcd.bin")
+    with pytest.raises(DatasetError, match=r"a\.pcd\.bin: 2 of 5 points are not finite"):
+        read_point_file(tmp_path / "a.pcd.bin")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"gone\.pcd\.bin: cannot be read \(No such file"):
         read_point_file(tmp_path / "gone.pcd.bin")

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from nuscenes_world import CLASS_NAMES, KEY_FRAMES, VERSION, TinyNuScenes, write_tiny_nuscenes
 from voxelquant.data.nuscenes import NuScenesDataset
-from voxelquant.errors import DatasetError
+from voxelquant.errors import BadInputError, DatasetError, MissingDependencyError
 from voxelquant.evaluation.nuscenes import Metrics, evaluate_detections
 
 ABSENT = ("truck", "construction_vehicle")  # the only truck has no point, so the metric drops it
@@ -153,6 +154,7 @@ def nothing(found: Found) -> Found:
 def test_no_detection_at_all(dataset: NuScenesDataset, tmp_path: Path) -> None:
     metrics = evaluate(dataset, detect(dataset, nothing), tmp_path)
     assert metrics.mAP == metrics.NDS == 0
+    assert metrics.notes == ("nothing was detected: the devkit refuses that, its formulas give 0",)
     assert metrics.tp_errors == dict.fromkeys(metrics.tp_errors, 1.0)
     assert json.loads((tmp_path / "submission.json").read_text())["results"] == {
         token: [] for token in dataset.sample_tokens
@@ -170,7 +172,9 @@ def test_only_hopeless_detections_score_the_same_as_none(
     hopeless = evaluate(dataset, detect(dataset, far), tmp_path / "far")
     none = evaluate(dataset, detect(dataset, nothing), tmp_path / "none")
     assert hopeless.detections > none.detections == 0
-    assert str(replace(hopeless, detections=0)) == str(none)  # NaN is not equal to itself
+    assert hopeless.notes == ()
+    # As text, because NaN is not equal to itself.
+    assert str(replace(hopeless, detections=0)) == str(replace(none, notes=()))
 
 
 def test_too_many_boxes_leave_a_note(dataset: NuScenesDataset, tmp_path: Path) -> None:
@@ -232,3 +236,21 @@ def test_split_without_ground_truth(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no annotated box of any detection class"):
         evaluate(dataset, dict.fromkeys(dataset.sample_tokens, box), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_without_the_devkit(
+    dataset: NuScenesDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nuscenes.nuscenes", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'voxelquant\[nuscenes\]'"):
+        evaluate_detections(dataset.root, VERSION, "check", detect(dataset), tmp_path)
+
+
+def test_broken_detections_leave_nothing_behind(dataset: NuScenesDataset, tmp_path: Path) -> None:
+    def break_last(found: Found) -> Found:
+        found.scores[-1] = math.nan
+        return found
+
+    with pytest.raises(BadInputError, match="not finite"):
+        evaluate(dataset, detect(dataset, break_last), tmp_path)
+    assert not list(tmp_path.iterdir())

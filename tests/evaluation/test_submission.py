@@ -11,7 +11,7 @@ from torch import Tensor
 from nuscenes_world import CLASS_NAMES
 from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.errors import BadInputError
-from voxelquant.evaluation.nuscenes import build_results
+from voxelquant.evaluation.nuscenes import sample_results
 
 
 @dataclass
@@ -39,7 +39,7 @@ def test_boxes_travel_as_the_devkits(tilted: NuScenesDataset) -> None:
     key_frame = nusc.get("sample_data", nusc.get("sample", token)["data"]["LIDAR_TOP"])
     sensor = nusc.get("calibrated_sensor", key_frame["calibrated_sensor_token"])
     ego = nusc.get("ego_pose", key_frame["ego_pose_token"])
-    records = build_results(nusc, {token: found}, CLASS_NAMES)[token]
+    records = sample_results(nusc, token, found, CLASS_NAMES)
     assert len(records) == 64
     for record, row, score, label in zip(
         records, found.boxes_det3d.double().tolist(), found.scores, found.labels, strict=True
@@ -72,7 +72,7 @@ def test_attribute_follows_the_speed_over_ground(dataset: NuScenesDataset) -> No
     boxes[:, 7] = torch.tensor([0.0, 0.0, 0.15])
     found = Found(boxes, torch.ones(3), torch.zeros(3, dtype=torch.int64))
     token = dataset.sample_tokens[0]
-    records = build_results(dataset.nusc, {token: found}, CLASS_NAMES)[token]
+    records = sample_results(dataset.nusc, token, found, CLASS_NAMES)
     assert [record["attribute_name"] for record in records] == [
         "vehicle.parked",
         "vehicle.moving",
@@ -85,7 +85,7 @@ def test_the_best_500_boxes_in_their_order(dataset: NuScenesDataset) -> None:
     token = dataset.sample_tokens[0]
     scores = [
         record["detection_score"]
-        for record in build_results(dataset.nusc, {token: found}, CLASS_NAMES)[token]
+        for record in sample_results(dataset.nusc, token, found, CLASS_NAMES)
     ]
     threshold = found.scores.sort(descending=True).values[499]
     assert scores == found.scores[found.scores >= threshold].double().tolist()
@@ -97,7 +97,7 @@ def test_broken_detections_are_refused(dataset: NuScenesDataset) -> None:
 
     def refused(found: Found, match: str, names: tuple[str, ...] = CLASS_NAMES) -> None:
         with pytest.raises(BadInputError, match=match):
-            build_results(dataset.nusc, {token: found}, names)
+            sample_results(dataset.nusc, token, found, names)
 
     found = random_detections(4)
     found.boxes_det3d[2, 7] = math.nan
@@ -117,5 +117,5 @@ def test_broken_detections_are_refused(dataset: NuScenesDataset) -> None:
 def test_inputs_are_left_alone(dataset: NuScenesDataset) -> None:
     found = random_detections(8)
     before = found.boxes_det3d.clone()
-    build_results(dataset.nusc, {dataset.sample_tokens[0]: found}, CLASS_NAMES)
+    sample_results(dataset.nusc, dataset.sample_tokens[0], found, CLASS_NAMES)
     assert torch.equal(found.boxes_det3d, before)

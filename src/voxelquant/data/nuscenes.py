@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voxelquant.data.records import Annotations, FrameDataset, FrameRecord, SweepRecord
 from voxelquant.data.tables import open_tables, split_sample_tokens
-from voxelquant.errors import DatasetError
+from voxelquant.errors import DatasetError, GeometryError
 from voxelquant.geometry import (
     invert_pose,
     pose_matrix,
@@ -91,13 +91,18 @@ class NuScenesDataset(FrameDataset):
 
     @contextmanager
     def _naming(self, token: str) -> Iterator[None]:
-        """Turn a dangling reference into an error that names the sample."""
+        """Turn a dangling reference or an unusable value into an error that names the sample."""
         try:
             yield
         except KeyError as error:
             raise DatasetError(
                 f"{self.nusc.table_root}: sample {token} refers to {error}, which the tables "
                 "lack; fetch the metadata again"
+            ) from error
+        except (GeometryError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{self.nusc.table_root}: sample {token} has an unusable pose or annotation "
+                f"({error}); fetch the metadata again"
             ) from error
 
     def _record(self, sample: Row) -> FrameRecord:

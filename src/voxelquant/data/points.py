@@ -22,7 +22,7 @@ def read_point_file(path: Path) -> Tensor:
         [p, 4] float32 x_m, y_m, z_m, intensity 0..255.
 
     Raises:
-        DatasetError: The file is missing, empty or cut off.
+        DatasetError: The file is missing, empty, cut off or holds values that are not finite.
     """
     try:
         raw = path.read_bytes()
@@ -37,7 +37,14 @@ def read_point_file(path: Path) -> Tensor:
             "float32 a point); the file is truncated, fetch it again"
         )
     records = np.frombuffer(raw, dtype="<f4").reshape(-1, 5)
-    return torch.from_numpy(records[:, :4].astype(np.float32))
+    points = torch.from_numpy(records[:, :4].astype(np.float32))
+    broken = int((~points.isfinite()).any(dim=1).sum())
+    if broken:
+        raise DatasetError(
+            f"{path}: {broken} of {len(points)} points are not finite; the file is damaged or no "
+            "nuScenes point file, fetch it again"
+        )
+    return points
 
 
 def remove_close(points: Tensor, close_m: float = CLOSE_M) -> Tensor:

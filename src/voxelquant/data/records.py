@@ -90,11 +90,15 @@ def load_frame(record: FrameRecord, class_names: Sequence[str]) -> Frame:
     """Read the points of a key frame and of its sweeps, and keep the boxes of the given classes.
 
     Raises:
-        DatasetError: A point file is missing or truncated.
+        DatasetError: A point file is missing or truncated, or a box is not finite.
     """
     boxes, labels, num_lidar_pts = None, None, None
     if record.annotations is not None:
         boxes, labels, num_lidar_pts = select_classes(record.annotations, class_names)
+        if not boxes.isfinite().all():
+            raise DatasetError(
+                f"sample {record.token}: an annotated box is not finite; mend its annotations"
+            )
     return Frame(
         token=record.token,
         points=merge_sweeps(record),
@@ -135,7 +139,9 @@ def select_classes(
     """
     label_of = {name: label for label, name in enumerate(class_names)}
     kept = [row for row, name in enumerate(annotations.names) if name in label_of]
-    boxes = annotations.boxes_det3d[kept].to(torch.float32).nan_to_num(nan=0.0)
+    boxes = annotations.boxes_det3d[kept].to(torch.float32)
+    velocities = boxes[:, 6:8]
+    velocities[~velocities.isfinite()] = 0.0
     boxes[:, 8] = wrap_to_pi(boxes[:, 8])
     labels = torch.tensor([label_of[annotations.names[row]] for row in kept], dtype=torch.int64)
     counts = annotations.num_lidar_pts

@@ -26,7 +26,6 @@ from voxelquant.geometry import pose_matrix
 PROTOCOL = "detection_cvpr_2019"
 SUBMISSION_FILE = "submission.json"
 SUMMARY_FILE = "metrics_summary.json"
-Results = dict[str, list[dict[str, Any]]]  # sample token -> records of the submission
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,14 @@ def evaluate_detections(
     if nusc is None:
         nusc = _open(data_root, version)
     _require_tokens(nusc, split, detections_by_token)
-    results = build_results(nusc, detections_by_token, class_names)
-    crowded = sum(len(d.scores) > MAX_BOXES_PER_SAMPLE for d in detections_by_token.values())
-    notes = (
-        (f"{crowded} samples had more than {MAX_BOXES_PER_SAMPLE} boxes: the best were kept",)
-        if crowded
-        else ()
-    )
+    notes = _notes(detections_by_token)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     # Files take their final names only when all is done; the devkit's empty plots folder stays out.
     with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=out_dir) as scratch:
         submission = Path(scratch, SUBMISSION_FILE)
-        submission.write_text(json.dumps({"meta": META, "results": results}))
-        scored = _score(nusc, split, submission, empty=not any(results.values()))
+        count = write_submission(submission, nusc, detections_by_token, class_names)
+        scored = _score(nusc, split, submission, empty=count == 0)
         summary = {**scored.serialize(), "meta": META, "notes": notes}
         Path(scratch, SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
         for name in (SUBMISSION_FILE, SUMMARY_FILE):
@@ -97,29 +90,62 @@ def evaluate_detections(
         per_class_ap={name: float(ap) for name, ap in scored.mean_dist_aps.items()},
         tp_errors=scored.tp_errors,
         per_class_tp_errors={k: dict(v) for k, v in summary["label_tp_errors"].items()},
-        samples=len(results),
-        detections=sum(map(len, results.values())),
+        samples=len(detections_by_token),
+        detections=count,
         notes=notes,
     )
 
 
-def build_results(
-    nusc: Any, detections_by_token: Mapping[str, Detections], class_names: Sequence[str]
-) -> Results:
-    """The `results` of a submission: boxes carried into the global frame by the tables' poses."""
-    results = {}
-    for token, detections in detections_by_token.items():
-        key_frame = nusc.get("sample_data", nusc.get("sample", token)["data"]["LIDAR_TOP"])
-        sensor = nusc.get("calibrated_sensor", key_frame["calibrated_sensor_token"])
-        ego = nusc.get("ego_pose", key_frame["ego_pose_token"])
-        results[token] = submission_boxes(
-            token,
-            detections,
-            class_names,
-            ref_to_ego=_pose(sensor),
-            ego_to_global=_pose(ego),
+def write_submission(
+    path: Path,
+    nusc: Any,
+    detections_by_token: Mapping[str, Detections],
+    class_names: Sequence[str],
+) -> int:
+    """Write a submission sample by sample: all of nuScenes' would fill gigabytes of memory.
+
+    Returns:
+        How many boxes it holds.
+
+    Raises:
+        BadInputError: Detections that are not finite, or of foreign classes.
+    """
+    count = 0
+    separator = ""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(f'{{"meta": {json.dumps(META)}, "results": {{')
+        for token, detections in detections_by_token.items():
+            records = sample_results(nusc, token, detections, class_names)
+            file.write(f"{separator}{json.dumps(token)}: {json.dumps(records)}")
+            separator = ", "
+            count += len(records)
+        file.write("}}")
+    return count
+
+
+def sample_results(
+    nusc: Any, token: str, detections: Detections, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Records of one sample, carried into the global frame by the poses of its LiDAR key frame."""
+    key_frame = nusc.get("sample_data", nusc.get("sample", token)["data"]["LIDAR_TOP"])
+    sensor = nusc.get("calibrated_sensor", key_frame["calibrated_sensor_token"])
+    ego = nusc.get("ego_pose", key_frame["ego_pose_token"])
+    return submission_boxes(
+        token, detections, class_names, ref_to_ego=_pose(sensor), ego_to_global=_pose(ego)
+    )
+
+
+def _notes(detections_by_token: Mapping[str, Detections]) -> tuple[str, ...]:
+    counts = [len(detections.scores) for detections in detections_by_token.values()]
+    crowded = sum(count > MAX_BOXES_PER_SAMPLE for count in counts)
+    notes = []
+    if crowded:
+        notes.append(
+            f"{crowded} samples had more than {MAX_BOXES_PER_SAMPLE} boxes: the best were kept"
         )
-    return results
+    if not any(counts):
+        notes.append("nothing was detected: the devkit refuses that, its formulas give 0")
+    return tuple(notes)
 
 
 def _pose(row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
