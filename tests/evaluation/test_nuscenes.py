@@ -254,3 +254,9 @@ def test_broken_detections_leave_nothing_behind(dataset: NuScenesDataset, tmp_pa
     with pytest.raises(BadInputError, match="not finite"):
         evaluate(dataset, detect(dataset, break_last), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_way_of_the_folder(dataset: NuScenesDataset, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(BadInputError, match="out: cannot be made"):
+        evaluate(dataset, detect(dataset), tmp_path / "out")

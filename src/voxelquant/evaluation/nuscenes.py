@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxelquant.errors import DatasetError, MissingDependencyError
+from voxelquant.errors import BadInputError, DatasetError, MissingDependencyError
 from voxelquant.evaluation.attributes import DETECTION_CLASSES
 from voxelquant.evaluation.submission import (
     MAX_BOXES_PER_SAMPLE,
@@ -66,7 +66,7 @@ def evaluate_detections(
 
     Raises:
         DatasetError: A dataset that cannot be opened or evaluated, or tokens that do not match.
-        BadInputError: Detections that are not finite, or of foreign classes.
+        BadInputError: Detections that are not finite or of foreign classes, an unusable `out_dir`.
         MissingDependencyError: nuscenes-devkit is not installed.
     """
     if nusc is None:
@@ -74,7 +74,12 @@ def evaluate_detections(
     _require_tokens(nusc, split, detections_by_token)
     notes = _notes(detections_by_token)
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{out_dir}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
     # Files take their final names only when all is done; the devkit's empty plots folder stays out.
     with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=out_dir) as scratch:
         submission = Path(scratch, SUBMISSION_FILE)
