@@ -1,0 +1,202 @@
+"""Parity of two executions: every node of the fake-quant model against the integer engine.
+
+Layer by layer means *given equal inputs*: each fake-quant layer is run on the tensors that the
+engine's layer received, so that one flipped code does not feed the next comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from voxelquant.numerics import dequantize, quantize, sqnr_db
+from voxelquant.quant.insert import quantization_of
+from voxelquant.quant.modes import evaluation_mode
+from voxelquant.quant.modules import QuantSparseConvBase
+from voxelquant.quant.plan import PrecisionPlan
+from voxelquant.quant.topology import FusedNode
+from voxelquant.sparse import SparseTensor, sparse_conv
+
+# Unit roundoff of float32: one operation errs by at most this share of its result.
+_ROUNDOFF = 2.0**-24
+_COMPARED = ("conv", "add")
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What one node read and made in one forward, its fused ReLU included."""
+
+    inputs: tuple[SparseTensor, ...]
+    output: SparseTensor
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """How far two executions of one layer part, given equal inputs.
+
+    Attributes:
+        name: node name.
+        precision: compute precision.
+        output_precision: `int8`: codes are compared; `fp16`: values are.
+        elements: number of outputs.
+        differing: number of outputs that differ.
+        largest: largest difference, in codes or in values.
+        unexplained: differing outputs that rounding cannot explain: further apart than one code,
+            or with a value before rounding farther from a tie than the derived bound.
+        sqnr_db: of the fake-quant output against the engine's.
+    """
+
+    name: str
+    precision: str
+    output_precision: str
+    elements: int
+    differing: int
+    largest: float
+    unexplained: int
+    sqnr_db: float
+
+
+@dataclass
+class _Capture:
+    plan: PrecisionPlan
+    records: dict[str, NodeRecord] = field(default_factory=dict)
+    owner_of: dict[int, str] = field(default_factory=dict)  # id(features) → node that made them
+    alive: list[Tensor] = field(default_factory=list)  # ids stay unique while tensors live
+
+    def record(self, node: FusedNode, operands: Any, output: SparseTensor) -> None:
+        inputs = tuple(x for x in operands if isinstance(x, SparseTensor))
+        self.records[node.name] = NodeRecord(inputs, output)
+        if node.relu_path is not None:
+            self.owner_of[id(output.features)] = node.name
+            self.alive.append(output.features)
+
+    def record_relu(self, features: Tensor, rectified: Tensor) -> None:
+        name = self.owner_of.get(id(features))
+        if name is not None:
+            made = self.records[name]
+            output = made.output.replace_features(rectified)
+            self.records[name] = NodeRecord(made.inputs, output)
+
+
+def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dict[str, NodeRecord]:
+    """Inputs and output of every convolution and sum in one forward, by node name.
+
+    Args:
+        model: the float-folded, fake-quant or lowered form of one network.
+        plan: its plan.
+        arguments: model input.
+    """
+    capture = _Capture(plan)
+    handles = []
+    for node in plan.graph.nodes:
+        if node.kind in _COMPARED:
+
+            def hook(m: nn.Module, args: Any, out: Any, node: FusedNode = node) -> None:
+                capture.record(node, args, out)
+
+            handles.append(model.get_submodule(node.path).register_forward_hook(hook))
+    for path in {node.relu_path for node in plan.graph.nodes if node.relu_path is not None}:
+
+        def relu_hook(m: nn.Module, args: Any, out: Any) -> None:
+            capture.record_relu(args[0], out)
+
+        handles.append(model.get_submodule(path).register_forward_hook(relu_hook))
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            model(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return capture.records
+
+
+def real_values(x: SparseTensor) -> Tensor:
+    """Features as float32 values, codes multiplied by their step."""
+    if x.scale is None:
+        return x.features.to(torch.float32)
+    return dequantize(x.features, torch.tensor(x.scale, device=x.features.device))
+
+
+def layer_parity(qmodel: nn.Module, engine: nn.Module, *arguments: Any) -> list[LayerParity]:
+    """Compare every layer of a fake-quant model with the engine lowered from it.
+
+    Args:
+        qmodel: calibrated fake-quant model.
+        engine: its lowered form.
+        arguments: model input.
+
+    Returns:
+        One entry for each convolution and sum, in execution order.
+    """
+    plan = quantization_of(qmodel).require_plan()
+    records = capture_nodes(engine, plan, *arguments)
+    nodes = [node for node in plan.graph.nodes if node.kind in _COMPARED]
+    with torch.no_grad():
+        return [_compare_node(qmodel, node, plan, records[node.name]) for node in nodes]
+
+
+def _compare_node(
+    qmodel: nn.Module, node: FusedNode, plan: PrecisionPlan, record: NodeRecord
+) -> LayerParity:
+    module = qmodel.get_submodule(node.path)
+    operands = [SparseTensor(real_values(x), x.sites, coupled=x.coupled) for x in record.inputs]
+    fake: Tensor = module(*operands).features  # [m, c] float32
+    if node.relu_path is not None:
+        fake = torch.relu(fake)
+    bound = torch.zeros_like(fake)
+    if isinstance(module, QuantSparseConvBase) and module.precision.compute == "int8":
+        bound = _rounding_bound(module, operands[0])
+    if record.output.scale is None:
+        values = real_values(record.output)
+        difference = (fake - values).abs()
+        explained = difference <= bound + _float16_spacing(values)
+    else:
+        step = torch.tensor(record.output.scale, device=fake.device)
+        codes = quantize(fake, step)
+        difference = (codes.int() - record.output.features.int()).abs().float()
+        explained = (difference <= 1) & _near_tie(fake, step, bound)
+        fake, values = dequantize(codes, step), real_values(record.output)
+    return LayerParity(
+        node.name,
+        plan.precision[node.name],
+        plan.tensor_precision[node.name],
+        fake.numel(),
+        int((difference > 0).sum()),
+        float(difference.max()) if fake.numel() else 0.0,
+        int(((difference > 0) & ~explained).sum()),
+        sqnr_db(values, fake),
+    )
+
+
+def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
+    """Largest distance between the float32 sum of a fake-quant layer and the integer result.
+
+    Both start from the same codes. The fake-quant layer rounds two factors, a product and a sum
+    for each of `K = k * c_in` terms (Higham 2002, section 3.1), the integer layer four times in
+    all; a few more units cover this bound's own rounding. `[m, c_out]`.
+    """
+    assert conv.input_quantizer is not None
+    assert conv.weight_quantizer is not None
+    kernel_map, _, _ = conv.resolve_map(x)
+    magnitudes = conv.input_quantizer(x.features).abs()
+    weights = conv.weight_quantizer(conv.weight).abs()
+    reach = sparse_conv(magnitudes, weights, kernel_map)  # Σ |x| |w|
+    if conv.bias is not None:
+        reach = reach + conv.bias.abs()
+    terms = conv.geometry.taps * conv.in_channels
+    return reach * ((terms + 16) * _ROUNDOFF)
+
+
+def _near_tie(y: Tensor, step: Tensor, bound: Tensor) -> Tensor:
+    """Whether `y ÷ step` lies so near to a half that the bound and the division can flip it."""
+    ratio = y.double() / step.double()
+    distance = (ratio - ratio.floor() - 0.5).abs()
+    return distance <= bound.double() / step.double() + 2.0 * _ROUNDOFF * ratio.abs()
+
+
+def _float16_spacing(values: Tensor) -> Tensor:
+    exponent = torch.frexp(values).exponent - 1
+    return torch.ldexp(torch.ones_like(values), (exponent - 10).clamp(min=-24))

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from voxelquant.errors import ConfigError
+from voxelquant.numerics import INT4, INT8
+from voxelquant.quant.recipe import Recipe, Rule, bundled_recipes, load_recipe
+
+
+def test_bundled_recipes_load_under_their_names() -> None:
+    assert bundled_recipes() == ["fp16", "int8", "reference"]
+    for name in bundled_recipes():
+        assert load_recipe(name).name == name
+        assert load_recipe(name).description
+
+
+def test_later_rules_win_field_by_field() -> None:
+    recipe = Recipe(
+        name="r",
+        rules=(
+            Rule(match="backbone.*", precision="fp16", method="max", weight_bits=4),
+            Rule(match="*conv2*", precision="int8"),
+        ),
+    )
+    assert recipe.setting("backbone.conv2.0", "precision") == "int8"
+    assert recipe.setting("backbone.conv1.0", "precision") == "fp16"
+    assert recipe.setting("neck", "precision") is None
+    assert recipe.activation_spec("backbone.conv2.0").method == "max"
+    assert recipe.activation_spec("neck").method == "mse"
+    assert recipe.weight_spec("backbone.conv2.0").fmt == INT4
+    assert recipe.weight_spec("neck").fmt == INT8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: r\nprecison: int8", "unknown key 'precison', the nearest known one is 'precision'"),
+        ("name: r\nrules: [{match: a, metod: max}]", "'rules.0.metod', the nearest.*'method'"),
+        ("name: r\nactivations: {skip_zero: true}", "nearest known one is 'skip_zeros'"),
+        ("name: r\nprecision: int9", "precision: got 'int9'"),
+        ("name: r\nweights: {bits: 5}", "weights.bits: got 5"),
+        ("name: r\nrules: [{precision: int8}]", "rules.0.match: got"),
+        ("- a", "got list, need a YAML mapping"),
+        ("name: [", "not YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_malformed_recipes_are_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_suggest_a_bundled_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'reference'"):
+        load_recipe("referense")
+
+
+def test_a_rule_without_a_match_lists_close_paths() -> None:
+    recipe = Recipe(name="r", rules=(Rule(match="*conv_inptu*", precision="fp16"),))
+    with pytest.raises(ConfigError, match=r"'\*conv_inptu\*' that matches no.*conv_input\.0"):
+        recipe.check_matches(["backbone.conv_input.0", "backbone.conv1.0.conv1"])
