@@ -14,6 +14,7 @@ from voxelquant.quant.topology import FusedGraph
 from voxelquant.sparse import (
     SparseSequential,
     SparseTensor,
+    SparseToDense,
     SubMConv3d,
     apply_module,
 )
@@ -207,3 +208,17 @@ def test_standalone_relus_compute_in_fp16(make_frame) -> None:
     plan = plan_of(trace_fused_graph(network, (make_frame(0),)))
     assert plan.graph.node("1").inputs == ("0",)
     assert table(plan) == {"0": "fp16→fp16", "1": "int8→int8", "2": "int8→fp16"}
+
+
+def test_a_relu_on_the_dense_map_is_no_part_of_the_graph(make_frame) -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.to_dense, self.relu = SubMConv3d(5, 4, 3), SparseToDense(), nn.ReLU()
+
+        def forward(self, x: SparseTensor) -> torch.Tensor:
+            return self.relu(self.to_dense(self.conv(x)))
+
+    graph = trace_fused_graph(Dense(), (make_frame(0),))
+    assert [node.kind for node in graph.nodes] == ["conv", "to_dense"]
+    assert graph.outputs == ("to_dense",)

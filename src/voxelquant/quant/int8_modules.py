@@ -28,7 +28,7 @@ from voxelquant.sparse import (
     SparseTensor,
     check_same_sites,
     resolve_conv_map,
-    sparse_conv,
+    sparse_conv_fp16,
     sparse_conv_int8,
 )
 
@@ -92,14 +92,14 @@ class LoweredModule(SparseModule):
                 "forward has changed since it was quantized"
             )
 
-    def require_float(self, x: SparseTensor) -> Tensor:
-        """Float32 values of an fp16 tensor (of the graph input: rounded to fp16)."""
+    def require_float16(self, x: SparseTensor) -> Tensor:
+        """Values of an fp16 tensor; those of the graph input are rounded."""
         if x.features.dtype == torch.int8:
             raise GraphError(
                 f"{self.path}: got int8 codes, need an fp16 tensor; the model's forward has "
                 "changed since it was quantized"
             )
-        return x.features.to(torch.float16).to(torch.float32)
+        return x.features.to(torch.float16)
 
 
 class Int8SparseConv3d(LoweredModule):
@@ -151,7 +151,7 @@ class Int8SparseConv3d(LoweredModule):
         if x.features.dtype == torch.int8:
             self.check_step(x, self.input_step)
             return x.features
-        return quantize(self.require_float(x), self.input_scale)
+        return quantize(self.require_float16(x), self.input_scale)
 
 
 class Fp16SparseConv3d(LoweredModule):
@@ -160,7 +160,7 @@ class Fp16SparseConv3d(LoweredModule):
     Args:
         site: name and geometry.
         weight: `[c_out, kz, ky, kx, c_in]` float16.
-        bias: `[c_out]` float32 holding fp16 values, or None.
+        bias: `[c_out]` float16, or None.
         output: how the result is handed on.
     """
 
@@ -182,8 +182,7 @@ class Fp16SparseConv3d(LoweredModule):
         kernel_map, out_sites, coupled = resolve_conv_map(
             x, site.geometry, site.indice_key, inverse=site.inverse
         )
-        weight = self.weight.to(torch.float32)
-        y = sparse_conv(self.require_float(x), weight, kernel_map, self.bias)
+        y = sparse_conv_fp16(self.require_float16(x), self.weight, kernel_map, self.bias)
         features, step = self.finish(y)
         return SparseTensor(features, out_sites, step, coupled)
 
@@ -225,8 +224,11 @@ class Fp16SparseAdd(LoweredModule):
     def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
         """`[n, c]` + `[n, c]`."""
         check_same_sites(a, b)
-        features, step = self.finish(self.require_float(a) + self.require_float(b))
+        features, step = self.finish(self._float32(a) + self._float32(b))
         return SparseTensor(features, a.sites, step, a.coupled)
+
+    def _float32(self, x: SparseTensor) -> Tensor:
+        return self.require_float16(x).to(torch.float32)
 
 
 def scale_of(amax: Tensor, fmt: IntFormat) -> Tensor:

@@ -84,7 +84,7 @@ def _output_of(node: FusedNode, quantization: Quantization, plan: PrecisionPlan)
 
 def _lower_conv(conv: QuantSparseConvBase, node: FusedNode, output: LayerOutput) -> LoweredModule:
     site = ConvSite(node.path, conv.geometry, conv.indice_key, conv.inverse)
-    bias = None if conv.bias is None else _float16_values(conv.bias)
+    bias = None if conv.bias is None else conv.bias.detach().to(torch.float16)
     if conv.input_quantizer is None or conv.weight_quantizer is None:
         return Fp16SparseConv3d(site, conv.weight.detach().to(torch.float16), bias, output)
     fmt = conv.weight_quantizer.spec.fmt
@@ -92,9 +92,8 @@ def _lower_conv(conv: QuantSparseConvBase, node: FusedNode, output: LayerOutput)
     # The codes that a reader of the stored file would find; encode_weight proves them to be ours.
     codes = weight_codes(encode_weight(conv.weight, amax, fmt, node.path), amax, fmt)
     scales = (_scale(conv.input_quantizer), _scale(conv.weight_quantizer))
-    if bias is None:
-        bias = torch.zeros_like(amax)
-    return Int8SparseConv3d(site, codes, scales, bias, output)
+    wide_bias = torch.zeros_like(amax) if bias is None else bias.to(torch.float32)
+    return Int8SparseConv3d(site, codes, scales, wide_bias, output)
 
 
 def _lower_add(add: QuantSparseAdd, node: FusedNode, output: LayerOutput) -> LoweredModule:
@@ -106,7 +105,3 @@ def _lower_add(add: QuantSparseAdd, node: FusedNode, output: LayerOutput) -> Low
 
 def _scale(quantizer: TensorQuantizer) -> Tensor:
     return scale_of(quantizer.amax, quantizer.spec.fmt)
-
-
-def _float16_values(x: Tensor) -> Tensor:
-    return x.detach().to(torch.float16).to(torch.float32)

@@ -1,7 +1,7 @@
 """Sparse tensors and convolutions: voxels, never cars."""
 
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
-from voxelquant.sparse.functional import sparse_conv, sparse_conv_int8
+from voxelquant.sparse.functional import sparse_conv, sparse_conv_fp16, sparse_conv_int8
 from voxelquant.sparse.kernel_map import KernelMap
 from voxelquant.sparse.modules import (
     SparseAdd,
@@ -44,6 +44,7 @@ __all__ = [
     "check_same_sites",
     "resolve_conv_map",
     "sparse_conv",
+    "sparse_conv_fp16",
     "sparse_conv_int8",
     "trace_sparse_graph",
     "voxelize",

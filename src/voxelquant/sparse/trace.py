@@ -124,8 +124,10 @@ def _hooks(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             continue
 
         def hook(m: nn.Module, args: Any, out: Any, path: str = path, kind: str = kind) -> None:
-            # A BatchNorm1d or ReLU of the dense part of a detector is none of this graph.
-            if isinstance(m, SparseModule) or id(args[0]) in recorder.value_of:
+            # A BatchNorm1d or ReLU of the dense part of a detector is none of this graph, and
+            # neither is one on the dense map that left it.
+            on_features = args[0] if isinstance(args[0], Tensor) and args[0].ndim == 2 else None
+            if isinstance(m, SparseModule) or id(on_features) in recorder.value_of:
                 recorder.record(path, kind, m, args, out)
 
         handles.append(module.register_forward_hook(hook))
@@ -159,13 +161,14 @@ def trace_sparse_graph(model: nn.Module, x: SparseTensor, *more: Any) -> SparseG
     """
     recorder = _Recorder()
     input_value = recorder.new_value(x.features, x.spatial_shape)
-    was_training = model.training
+    training_of = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), _hooks(model, recorder):
             returned = model(x, *more)
     finally:
-        model.train(was_training)
+        for module, training in training_of:  # one by one: some may be frozen in eval mode
+            module.training = training
     if not recorder.nodes:
         raise GraphError("got a model without sparse modules, need at least one sparse conv")
     consumed = {value for node in recorder.nodes for value in node.inputs}
