@@ -73,6 +73,12 @@ def test_truncated_and_foreign_files_are_one_clear_error(residual_graph, tmp_pat
         read(tmp_path / "nowhere.onnx")
 
 
+def test_names_that_are_no_text_are_refused(residual_graph) -> None:
+    content = serialize(residual_graph).replace(b"spconv1.bias", b"spconv1.bi\xff\xfe")
+    with pytest.raises(ExportError, match="not UTF-8 text"):
+        read(content)
+
+
 def test_writing_never_leaves_half_a_file(residual_graph, tmp_path) -> None:
     with pytest.raises(ExportError, match="cannot write"):
         write(residual_graph, tmp_path / "no" / "such" / "folder.onnx")

@@ -1,14 +1,18 @@
 """Each rule is broken once, alone, in an otherwise valid file, and must be the only finding."""
 
+import ast
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
 from voxelquant.errors import ExportError
+from voxelquant.export import validate
 from voxelquant.export.ir import Graph, Node, Relu, ScatterDense, TensorInfo
 from voxelquant.export.libspconv_writer import serialize, to_model_proto, write
 from voxelquant.export.validate import check_file
@@ -463,3 +467,29 @@ def test_findings_say_what_to_do(residual_graph) -> None:
 def test_errors_come_before_warnings(residual_graph) -> None:
     graph = with_node(with_weight_range(residual_graph, 50.0), "conv3", padding=(0, 1, 1))
     assert [severity for severity, *_ in findings(serialize(graph))] == ["error", "warning"]
+
+
+def rules_in_source() -> set[str]:
+    """The rule of every `error(...)`, `warning(...)` and `refuse(...)` of the export room."""
+    position = {"error": 1, "warning": 1, "make": 1, "refuse": 0}
+    found = set()
+    for path in Path(validate.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                index = position.get(call.func.id)
+                rule = call.args[index] if index is not None else None
+                if isinstance(rule, ast.Constant):
+                    found.add(rule.value)
+    return found
+
+
+def test_every_rule_is_broken_by_a_test_and_described() -> None:
+    rules = rules_in_source()
+    tables = (RESIDUAL_ERRORS, RESIDUAL_WARNINGS, INVERSE_ERRORS, INVERSE_WARNINGS)
+    broken = {case[0] for table in tables for case in table}
+    broken |= {rule for _, _, rule, _ in ENCODING_CASES}
+    broken |= {"graph-empty", "range-undeclared", "weight-not-initializer"}
+    assert broken == rules
+    page = Path(__file__).parents[2] / "docs" / "libspconv.md"
+    table = page.read_text().split("## Rules of the validator")[1]
+    assert set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)+)`", table)) == rules

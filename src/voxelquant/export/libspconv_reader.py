@@ -8,7 +8,7 @@ in a file is executed, and no other file is opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -124,7 +124,18 @@ def _parse(source: str | Path | bytes) -> GraphProto:
             f"{label}: got {len(content)} bytes that are not a whole ONNX model; "
             "the file is truncated or of another kind, export it again"
         )
+    if not all(isinstance(name, str) for name in _names(model.graph)):
+        raise ExportError(f"{label}: got names that are not UTF-8 text; export it again")
     return model.graph
+
+
+def _names(graph: GraphProto) -> Iterator[str]:
+    """Every name in the file; protobuf hands out bytes for one that is not text."""
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.doc_string, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for named in (*graph.initializer, *graph.input, *graph.output):
+        yield named.name
 
 
 def _read_tensor_info(info: ValueInfoProto, defects: list[Defect]) -> TensorInfo:
