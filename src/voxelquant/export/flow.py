@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
+from voxelquant.export.attributes import Ints
 from voxelquant.export.ir import (
     FP16,
     Add,
     Graph,
-    Ints,
     Node,
     Relu,
     Reshape,

@@ -10,47 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from enum import Enum
 from typing import Annotated, ClassVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from voxelquant.export.attributes import AttributeSpec, Ints, Kind, Need
+
 INT8 = "int8"
 FP16 = "fp16"
-
-Ints = tuple[int, ...]
-AttributeValue = int | float | str | tuple[int, ...] | tuple[float, ...] | None
-
-
-class Kind(Enum):
-    """ONNX type of an attribute; FLAG is an INT that holds 0 or 1."""
-
-    INT = "INT"
-    FLAG = "INT 0/1"
-    INTS = "INTS"
-    FLOAT = "FLOAT"
-    FLOATS = "FLOATS"
-    STRING = "STRING"
-
-
-class Need(Enum):
-    """What happens without the attribute."""
-
-    REQUIRED = "the engine reads an unusable value without it"
-    EXPECTED = "the engine falls back to a default without it"
-    OPEN_ENGINE = "NVIDIA's parser does not read it, the open engine does"
-    OPTIONAL = "may be left out"
-
-
-@dataclass(frozen=True)
-class AttributeSpec:
-    """ONNX side of a field: type, number of values, need, and the value read when it is absent."""
-
-    kind: Kind
-    absent: AttributeValue
-    need: Need
-    count: int | None = None
 
 
 _Ints3 = Annotated[Ints, AttributeSpec(Kind.INTS, (), Need.REQUIRED, 3)]

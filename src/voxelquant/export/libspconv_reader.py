@@ -8,7 +8,7 @@ in a file is executed, and no other file is opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,30 +16,18 @@ from typing import Any, cast
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from voxelquant.errors import ExportError
+from voxelquant.export.attributes import read_attributes
 from voxelquant.export.defects import Defect, error, errors_of, warning
 from voxelquant.export.ir import (
     NODE_TYPES,
-    AttributeSpec,
-    AttributeValue,
     Graph,
-    Kind,
-    Need,
     Node,
     TensorInfo,
     attribute_specs,
 )
-
-_ONNX_TYPE = {
-    Kind.INT: AttributeProto.INT,
-    Kind.FLAG: AttributeProto.INT,
-    Kind.INTS: AttributeProto.INTS,
-    Kind.FLOAT: AttributeProto.FLOAT,
-    Kind.FLOATS: AttributeProto.FLOATS,
-    Kind.STRING: AttributeProto.STRING,
-}
 
 
 @dataclass(frozen=True)
@@ -181,7 +169,7 @@ def _read_node(proto: NodeProto, defects: list[Defect]) -> Node | None:
     if len(proto.input) != node_type.input_count or len(proto.output) != 1:
         defects.append(_wrong_arity(name, proto, node_type))
         return None
-    found = _read_attributes(name, proto, attribute_specs(node_type), defects)
+    found = read_attributes(name, proto, attribute_specs(node_type), defects)
     return cast(Any, node_type)(
         name=proto.name,
         inputs=tuple(proto.input),
@@ -199,70 +187,3 @@ def _wrong_arity(name: str, proto: NodeProto, node_type: type[Node]) -> Defect:
     if proto.op_type == "SparseConvolution" and len(proto.input) == 2:
         return error(name, "bias-missing", message, "fold BatchNorm, or write a bias of zeros")
     return error(name, "node-arity", message, "export the node again")
-
-
-def _read_attributes(
-    name: str, proto: NodeProto, specs: dict[str, AttributeSpec], defects: list[Defect]
-) -> dict[str, AttributeValue]:
-    present: dict[str, AttributeProto] = {}
-    for attribute in proto.attribute:
-        if attribute.name not in specs:
-            message = f"got attribute {attribute.name!r}, which no engine reads"
-            defects.append(warning(name, "attribute-unknown", message, "remove or rename it"))
-        elif attribute.name in present:
-            message = f"got attribute {attribute.name!r} twice"
-            defects.append(error(name, "attribute-repeated", message, "keep one"))
-        present.setdefault(attribute.name, attribute)
-    values: dict[str, AttributeValue] = {}
-    for key, spec in specs.items():
-        if key in present:
-            values[key] = _read_value(name, present[key], spec, defects)
-            continue
-        values[key] = spec.absent
-        if spec.need is not Need.OPTIONAL:
-            make = error if spec.need is Need.REQUIRED else warning
-            message = f"got no attribute {key!r}: {spec.need.value}"
-            defects.append(make(name, "attribute-missing", message, f"write it as {_need(spec)}"))
-    return values
-
-
-def _need(spec: AttributeSpec) -> str:
-    return spec.kind.value if spec.count is None else f"{spec.kind.value} of {spec.count}"
-
-
-def _read_value(
-    name: str, attribute: AttributeProto, spec: AttributeSpec, defects: list[Defect]
-) -> AttributeValue:
-    if attribute.type != _ONNX_TYPE[spec.kind]:
-        got = AttributeProto.AttributeType.Name(attribute.type)
-        message = f"got {attribute.name!r} of type {got}, need {_need(spec)}; it reads as empty"
-        defects.append(error(name, "attribute-type", message, "write it with that type"))
-        return spec.absent
-    value, complaint = _decode(attribute, spec)
-    if complaint:
-        message = f"got {attribute.name!r} = {complaint}, need {_need(spec)}"
-        defects.append(error(name, "attribute-value", message, "export the node again"))
-    return value
-
-
-def _decode(attribute: AttributeProto, spec: AttributeSpec) -> tuple[AttributeValue, str]:
-    if spec.kind is Kind.STRING:
-        try:
-            return attribute.s.decode(), ""
-        except UnicodeDecodeError:
-            return spec.absent, "bytes that are not UTF-8"
-    if spec.kind is Kind.FLOAT:
-        return attribute.f, ""
-    if spec.kind is Kind.FLOATS:
-        return tuple(attribute.floats), ""
-    if spec.kind is Kind.INTS:
-        return _decode_ints(attribute.ints, spec)
-    if spec.kind is Kind.FLAG:
-        return bool(attribute.i), "" if attribute.i in (0, 1) else str(attribute.i)
-    return attribute.i, ""
-
-
-def _decode_ints(values: Sequence[int], spec: AttributeSpec) -> tuple[AttributeValue, str]:
-    ints = tuple(values)
-    right = spec.count is None or len(ints) == spec.count
-    return (ints, "") if right else (spec.absent, str(list(ints)))

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from voxelquant import __version__
 from voxelquant.errors import ExportError
+from voxelquant.export.attributes import write_attribute
 from voxelquant.export.ir import (
-    AttributeSpec,
-    AttributeValue,
     Graph,
-    Kind,
     Node,
     TensorInfo,
     attribute_specs,
@@ -73,30 +71,7 @@ def _node(node: Node) -> NodeProto:
     for name, spec in attribute_specs(type(node)).items():
         value = getattr(node, name)
         if value is not None and value != ():
-            proto.attribute.append(_attribute(name, spec, value))
-    return proto
-
-
-def _attribute(name: str, spec: AttributeSpec, value: AttributeValue) -> AttributeProto:
-    # NVIDIA's parser reads a field without looking at the type: an int in place of a float would
-    # be 0.0 to it. Hence the type comes from the table, never from the Python value.
-    proto = AttributeProto(name=name)
-    if isinstance(value, tuple):
-        if spec.kind is Kind.INTS:
-            proto.type = AttributeProto.INTS
-            proto.ints.extend(int(v) for v in value)
-        else:
-            proto.type = AttributeProto.FLOATS
-            proto.floats.extend(float(v) for v in value)
-    elif isinstance(value, str):
-        proto.type = AttributeProto.STRING
-        proto.s = value.encode()
-    elif value is not None and spec.kind is Kind.FLOAT:
-        proto.type = AttributeProto.FLOAT
-        proto.f = float(value)
-    elif value is not None:
-        proto.type = AttributeProto.INT
-        proto.i = int(value)
+            proto.attribute.append(write_attribute(name, spec, value))
     return proto
 
 

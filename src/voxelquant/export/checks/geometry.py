@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from voxelquant.errors import GeometryError
+from voxelquant.export.attributes import Ints
 from voxelquant.export.defects import Defect, error, warning
 from voxelquant.export.flow import UNKNOWN_SITES, GraphFlow, TensorFacts, conv_channels
 from voxelquant.export.ir import (
     Add,
     Graph,
-    Ints,
     Node,
     Relu,
     Reshape,
