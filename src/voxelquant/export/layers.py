@@ -20,7 +20,13 @@ from voxelquant.numerics import (
     quantize,
     scale_from_amax,
 )
-from voxelquant.sparse import ActiveSites, ConvGeometry, KernelMap, sparse_conv, sparse_conv_int8
+from voxelquant.sparse import (
+    ActiveSites,
+    ConvGeometry,
+    KernelMap,
+    sparse_conv_fp16,
+    sparse_conv_int8,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class ConvLayer:
     Attributes:
         node: the node it was built from.
         geometry: kernel geometry in the file's axis order.
-        weight: `[c_out, k0, k1, k2, c_in]`, int8 codes or float32 values of the stored float16.
-        bias: `[c_out]` float32.
+        weight: `[c_out, k0, k1, k2, c_in]`, int8 codes or the stored float16.
+        bias: `[c_out]`, float32 beside codes, else the stored float16.
         in_scale: step of the input codes; None for an fp16 layer.
         multiplier: `[c_out]` float32 of the integer epilogue; None for an fp16 layer.
         out_scale: step of the output codes; None for an fp16 output.
@@ -71,8 +77,7 @@ class ConvLayer:
                 f"{node.name}: got activation {node.activation!r}, the runner executes ReLU only"
             )
         weight, bias = (
-            torch.from_numpy(graph.initializers[name].copy()).to(device, torch.float32)
-            for name in node.inputs[1:]
+            torch.from_numpy(graph.initializers[name].copy()).to(device) for name in node.inputs[1:]
         )
         in_scale = multiplier = None
         if node.precision == INT8:
@@ -81,13 +86,14 @@ class ConvLayer:
             weight = quantize(weight, scale.view(-1, 1, 1, 1, 1))
             in_scale = scales[node.inputs[0]]
             multiplier = epilogue_multiplier(in_scale, scale)
+            bias = bias.to(torch.float32)
         out_scale = scales[node.output] if node.output_precision == INT8 else None
         return cls(node, conv_geometry(node), weight, bias, in_scale, multiplier, out_scale)
 
     def __call__(self, x: Tensor, kernel_map: KernelMap) -> Tensor:
         """`[n, c_in]` codes or float16 → `[m, c_out]` codes or float16."""
         if self.in_scale is None or self.multiplier is None:
-            y = sparse_conv(x.to(torch.float32), self.weight, kernel_map, self.bias)
+            y = sparse_conv_fp16(x, self.weight, kernel_map, self.bias)
         else:
             codes = x if x.dtype == torch.int8 else quantize(x, self.in_scale)
             acc = sparse_conv_int8(codes, self.weight, kernel_map)
