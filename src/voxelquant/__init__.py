@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from voxelquant.export import FileRunner, check_file
+    from voxelquant.export.from_graph import export_libspconv
     from voxelquant.quant import (
         QuantizerMode,
         QuantState,
@@ -20,20 +22,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "FileRunner": "voxelquant.export",
     "QuantState": "voxelquant.quant",
     "QuantizerMode": "voxelquant.quant",
     "Recipe": "voxelquant.quant",
     "calibrate": "voxelquant.quant",
+    "check_file": "voxelquant.export",
+    "export_libspconv": "voxelquant.export.from_graph",
     "load_recipe": "voxelquant.quant",
     "lower": "voxelquant.quant",
     "quantize": "voxelquant.quant",
 }
 
 __all__ = [
+    "FileRunner",
     "QuantState",
     "QuantizerMode",
     "Recipe",
     "calibrate",
+    "check_file",
+    "export_libspconv",
     "load_recipe",
     "lower",
     "quantize",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import voxelquant as vq
 from voxelquant.detection.backbone import SpMiddleResNetFHD
 from voxelquant.detection.config import load_config
 from voxelquant.errors import ExportError, GraphError
@@ -161,6 +162,16 @@ def test_float_models_are_written_in_fp16(name, tmp_path) -> None:
     assert error < 12 * 2**-11
     after = model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_a_stored_state_gives_the_same_file(tmp_path) -> None:
+    qmodel, example = calibrated(*MODELS["inverse"])
+    QuantState.of(qmodel).save(tmp_path / "ptq.safetensors")
+    restored = QuantState.load(tmp_path / "ptq.safetensors").apply(UpDown().eval())
+    first = vq.export_libspconv(qmodel, tmp_path / "first.onnx", example=example)
+    second = vq.export_libspconv(restored, tmp_path / "second.onnx", example=example)
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert vq.check_file(first.path) == first.warnings
 
 
 def test_pointwise_weights_keep_their_meaning(tmp_path) -> None:
