@@ -39,6 +39,7 @@ def main() -> None:
         "--batch", type=int, default=0, help="scenes a call; 0: 1 on CPU, 64 on GPU"
     )
     parser.add_argument("--real", type=Path, help="folder of real nuScenes LiDAR to compare with")
+    parser.add_argument("--commit", help="of this code, where it is no checkout")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -46,7 +47,7 @@ def main() -> None:
     seconds, frames = time_frames(arguments.device, arguments.frames, batch)
     result: dict[str, Any] = {
         "machine": describe_machine(arguments.device, arguments.threads),
-        "commit": git_commit(),
+        "commit": arguments.commit or git_commit(),
         "world_version": WORLD_VERSION,
         "seed": SEED,
         "frames": len(frames),
@@ -181,7 +182,7 @@ def describe_machine(device: str, threads: int) -> dict[str, object]:
     if torch.device(device).type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     else:
-        machine["threads"] = threads
+        machine["threads"], machine["cores"] = threads, os.cpu_count()
         machine["load_average"] = os.getloadavg()[0]  # others' work slows two threads down
     return machine
 

@@ -123,7 +123,8 @@ def speed_table() -> str:
             name = machine["gpu"]
         else:
             load = machine["load_average"]
-            name = f"CPU, {machine['threads']} threads (load average {load:.1f} while measured)"
+            name = f"CPU, {machine['threads']} threads of {machine['cores']} cores"
+            name += f" (load average {load:.1f} while measured)"
         times = " | ".join(f"{1000 * seconds[key]:.1f}" for key in ("median", "p20", "p80"))
         lines.append(f"| {name} | {result['batch']} | {times} | {result['commit']} |")
     return "\n".join(lines) + "\n"
