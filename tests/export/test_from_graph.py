@@ -96,7 +96,42 @@ def pointwise_model() -> nn.Module:
     )
 
 
+class SharedRelu(nn.Module):
+    """A residual block with one ReLU module for both places, straight into a map of 5 axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem = SparseSequential(*normed(SubMConv3d(4, 16, 3)))
+        self.conv1, self.conv2 = SubMConv3d(16, 16, 3), SubMConv3d(16, 16, 3)
+        self.relu, self.add = nn.ReLU(inplace=True), SparseAdd()
+        self.dense = SparseToDense(fold_height=False)
+
+    def forward(self, x: SparseTensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.conv2(apply_module(self.relu, self.conv1(x)))
+        return self.dense(apply_module(self.relu, self.add(y, x)))
+
+
+class TwoScales(nn.Module):
+    """Two outputs, sparse and dense; one of them is read further on. Dilation, one key twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.stem = SubMConv3d(4, 16, 3, indice_key="k")
+        self.wide = SubMConv3d(16, 16, 3, dilation=2, indice_key="k")
+        self.down = SparseConv3d(16, 32, 3, 2, 1)
+        self.deep = SubMConv3d(32, 32, 3)
+        self.dense = SparseToDense()
+
+    def forward(self, x: SparseTensor) -> dict[str, object]:
+        half = self.down(self.wide(self.stem(x)))
+        return {"half": half, "deep": self.dense(self.deep(half))}
+
+
 MODELS = {"plain": (plain_model, 3), "inverse": (UpDown, 5), "pointwise": (pointwise_model, 4)}
+MORE_MODELS = MODELS | {"shared relu": (SharedRelu, 4), "two scales": (TwoScales, 4)}
 
 
 def calibrated(build, channels: int, recipe="int8", **frame) -> tuple[nn.Module, SparseTensor]:
@@ -135,13 +170,13 @@ def assert_bit_equal(qmodel: nn.Module, file: Path, frame: SparseTensor) -> None
             assert features.dtype == torch.int8, path
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MORE_MODELS)
 def test_models_that_are_not_centerpoint(name, tmp_path) -> None:
-    qmodel, example = calibrated(*MODELS[name])
+    qmodel, example = calibrated(*MORE_MODELS[name])
     written = export_libspconv(qmodel, tmp_path / "scn.onnx", example=example)
     assert not [d for d in check_file(written.path) if d.severity == "error"]
     assert any(conv.precision == "int8" for conv in written.graph.convs)
-    assert_bit_equal(qmodel, written.path, voxels(MODELS[name][1], seed=9))
+    assert_bit_equal(qmodel, written.path, voxels(MORE_MODELS[name][1], seed=9))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -196,6 +231,10 @@ def test_rulebooks_follow_sites_and_kernels(tmp_path) -> None:
     qmodel, example = calibrated(*MODELS["plain"])
     graph = export_libspconv(qmodel, tmp_path / "scn.onnx", example=example).graph
     assert [conv.rulebook for conv in graph.convs] == ["subm0", "", "subm1", ""]
+    example = voxels(4)
+    graph = export_libspconv(TwoScales().eval(), tmp_path / "fp16.onnx", example=example).graph
+    assert [conv.rulebook for conv in graph.convs] == ["k", "subm0", "", "subm1"]
+    assert [info.shape for info in graph.outputs][1] == (1, 32 * 5, 16, 16)
 
 
 def backbone() -> nn.Module:
