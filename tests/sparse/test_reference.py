@@ -6,6 +6,7 @@ from torch import Tensor
 
 from oracles.sparse_sites import dense_conv, gather, random_sites, scatter
 from voxelquant.sparse import ConvGeometry, KernelMap, build_kernel_map
+from voxelquant.sparse import kernel_map as kernel_map_module
 from voxelquant.sparse.backends import reference
 
 FORMS = pytest.mark.parametrize("by_columns", [False, True], ids=["taps", "columns"])
@@ -115,6 +116,27 @@ def test_columns_in_many_chunks_equal_one_chunk(monkeypatch: pytest.MonkeyPatch)
         results.append((out, *torch.autograd.grad(out.square().sum(), operands)))
     for one, many in zip(*results, strict=True):
         torch.testing.assert_close(many, one)
+
+
+def test_taps_in_many_chunks_equal_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    coords, features, weight, whole, _ = _problem(GEOMETRIES["subm"], 101, (4, 6), torch.float64)
+    expected = reference.sparse_conv(features, weight.flatten(1, 3), whole, by_columns=False)
+    monkeypatch.setattr(kernel_map_module, "_CHUNK_ROWS", 7)
+    in_chunks, _ = build_kernel_map(coords, SHAPE, 3, GEOMETRIES["subm"])
+    taps = weight.flatten(1, 3)
+    assert len(in_chunks.output_chunks()) == 15
+    out = reference.sparse_conv(features, taps, in_chunks, by_columns=False)
+    torch.testing.assert_close(out, expected)
+
+
+def test_int8_splits_channels_exactly_where_the_weights_demand_it() -> None:
+    """A sum of magnitudes of 2**17 fits in one float32 pass, one more does not."""
+    weight = torch.full((2, 27, 64), 64.0)
+    weight[1] = 1.0
+    weight[0, 0, :] += 2**17 / 64 - 27 * 64
+    assert reference._exact_parts(weight, slice(0, 64)) == [slice(0, 64)]
+    weight[0, 0, 63] += 1.0
+    assert reference._exact_parts(weight, slice(0, 64)) == [slice(0, 32), slice(32, 64)]
 
 
 @FORMS

@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Gathered rows and products of a chunk then stay within a few MB, and its GEMMs are large enough.
+_CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class OutputChunk:
+    """The pairs of a run of output rows, for executions that finish those rows at once.
+
+    Attributes:
+        rows: the run of output rows.
+        in_rows: `[pairs]` int32 input rows, grouped by tap.
+        tap_sizes: number of pairs of each tap.
+        pair_order: `[pairs]` int32 places in `in_rows`, grouped by output row, taps ascending.
+        row_starts: `[rows]` int32 place in `pair_order` at which each output row begins.
+    """
+
+    rows: slice
+    in_rows: Tensor
+    tap_sizes: tuple[int, ...]
+    pair_order: Tensor
+    row_starts: Tensor
 
 
 class KernelMap:
@@ -13,7 +36,8 @@ class KernelMap:
 
     The table is the truth; the other forms are derived from it on first use and kept, since all
     convolutions of one geometry on the same sites share one map. Executions that gather whole
-    neighbourhoods (GPU) read `neighbour_rows`, those that go tap by tap (CPU) read the pairs.
+    neighbourhoods (GPU) read `neighbour_rows`, those that multiply only what exists (CPU) read
+    `output_chunks`.
 
     Args:
         table: `[k, m]` int32 input row of each tap and output row; `n_in` where there is none.
@@ -28,6 +52,7 @@ class KernelMap:
         self.n_in = n_in
         self.identity_tap = identity_tap
         self._pairs: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
+        self._chunks: tuple[OutputChunk, ...] | None = None
         self._neighbour_rows: Tensor | None = None
         self._transposed: KernelMap | None = None
         # Weak: the two maps would otherwise keep each other's tables until garbage collection.
@@ -66,6 +91,16 @@ class KernelMap:
         in_rows, out_rows, bounds = self._all_pairs()
         return in_rows[bounds[tap] : bounds[tap + 1]], out_rows[bounds[tap] : bounds[tap + 1]]
 
+    def output_chunks(self) -> tuple[OutputChunk, ...]:
+        """The pairs in runs of output rows, small enough that a run's features stay in cache."""
+        if self._chunks is None:
+            starts = range(0, self.n_out, _CHUNK_ROWS)
+            self._chunks = tuple(
+                _chunk_of(self.table, self.n_in, slice(start, min(start + _CHUNK_ROWS, self.n_out)))
+                for start in starts
+            )
+        return self._chunks
+
     def neighbour_rows(self) -> Tensor:
         """`[m, k]` int32, the table with the taps of an output row side by side."""
         if self._neighbour_rows is None:
@@ -92,6 +127,23 @@ class KernelMap:
             bounds = (0, *torch.cumsum(present.sum(1), 0).tolist())
             self._pairs = (flat.index_select(0, position), out_rows, bounds)
         return self._pairs
+
+
+def _chunk_of(table: Tensor, n_in: int, rows: slice) -> OutputChunk:
+    part = table[:, rows].contiguous()  # [k, rows]
+    present = part < n_in
+    by_tap = torch.nonzero(present.view(-1)).squeeze(1)
+    # Place of every pair in the order by tap, read in the order by output row.
+    place = torch.cumsum(present.view(-1), 0, dtype=torch.int32).sub_(1).view_as(part)
+    pair_order = place.t().masked_select(present.t())
+    per_row = present.sum(0, dtype=torch.int32)
+    return OutputChunk(
+        rows,
+        part.view(-1).index_select(0, by_tap),
+        tuple(present.sum(1).tolist()),
+        pair_order,
+        torch.cumsum(per_row, 0, dtype=torch.int32) - per_row,
+    )
 
 
 def _transpose_table(table: Tensor, n_in: int) -> Tensor:

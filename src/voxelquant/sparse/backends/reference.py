@@ -2,9 +2,9 @@
 
 This is the truth that every other backend is held against. It has two forms of one sum:
 
-- *by taps*, for CPUs: gather, one GEMM and scatter-add for each tap, the identity tap of a
-  submanifold map first (it needs neither gather nor scatter), the others in the row-major order of
-  the weight. Only pairs that exist are multiplied.
+- *by taps*, for CPUs: for a run of output rows gather the input rows of all pairs, one GEMM for
+  each tap, then sum the products of every output row, taps in the row-major order of the weight.
+  Only pairs that exist are multiplied. `benchmarks/backbone_cpu.py` tells what was slower.
 - *by columns*, for GPUs: gather whole neighbourhoods `[rows, k * c_in]` with zeros for missing
   sites, and one GEMM. More arithmetic, but three launches instead of some eighty, and no atomics:
   gradients are as deterministic as the forward pass.
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
 
 from voxelquant.sparse.kernel_map import KernelMap
 
-# Number of int8 products whose sum is exact in float32: 128 * 128 * 1024 = 2**24.
-_EXACT_PRODUCTS = 1024
+# Integers up to 2**24 are exact in float32; codes reach 128, so weights may sum to this magnitude.
+_EXACT_WEIGHT_SUM = 2**24 // 128
 # Gathered neighbourhoods at a time, in elements: 1 GiB of float32.
 _COLUMN_ELEMENTS = 1 << 28
 
@@ -81,22 +82,31 @@ def _convolve(features: Tensor, weight: Tensor, kernel_map: KernelMap, by_column
     if by_columns:
         return _convolve_columns(features, weight, kernel_map)
     if features.dtype in (torch.float16, torch.bfloat16):
-        wide = _convolve_taps(features.float(), weight.float(), kernel_map, range(kernel_map.taps))
-        return wide.to(features.dtype)
-    return _convolve_taps(features, weight, kernel_map, range(kernel_map.taps))
+        return _convolve_taps(features.float(), weight.float(), kernel_map).to(features.dtype)
+    return _convolve_taps(features, weight, kernel_map)
 
 
-def _convolve_taps(features: Tensor, weight: Tensor, kernel_map: KernelMap, taps: range) -> Tensor:
-    """`[m, c_out]` sum over some taps; `weight` is `[c_out, k, c_in]`."""
-    identity = kernel_map.identity_tap
-    if identity in taps:
-        out = features @ weight[:, identity].t()
-    else:
-        out = features.new_zeros((kernel_map.n_out, weight.shape[0]))
-    for tap in taps:
-        in_rows, out_rows = kernel_map.pairs_of_tap(tap)
-        if tap != identity and in_rows.numel():
-            out.index_add_(0, out_rows, features.index_select(0, in_rows) @ weight[:, tap].t())
+def _convolve_taps(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    """`[m, c_out]` over all pairs; `weight` is `[c_out, k, c_in]`."""
+    c_out, _, c_in = weight.shape
+    out = features.new_empty((kernel_map.n_out, c_out))
+    matrices = [tap.t() for tap in weight.unbind(1)]
+    chunks = kernel_map.output_chunks()
+    # Allocated once: fresh pages for every chunk cost as much as the gather itself.
+    most_pairs = max((len(chunk.in_rows) for chunk in chunks), default=0)
+    gather_buffer = features.new_empty((most_pairs, c_in))
+    product_buffer = features.new_empty((most_pairs, c_out))
+    for chunk in chunks:
+        gathered = gather_buffer[: len(chunk.in_rows)]
+        products = product_buffer[: len(chunk.in_rows)]
+        torch.index_select(features, 0, chunk.in_rows, out=gathered)
+        sizes = chunk.tap_sizes
+        for rows, matrix, product in zip(
+            gathered.split(sizes), matrices, products.split(sizes), strict=True
+        ):
+            if len(rows):
+                torch.mm(rows, matrix, out=product)
+        out[chunk.rows] = embedding_bag(chunk.pair_order, products, chunk.row_starts, mode="sum")
     return out
 
 
@@ -139,8 +149,9 @@ def sparse_conv_int8(
 ) -> Tensor:
     """Integer convolution: int8 codes in, exact int32 accumulators out.
 
-    On a CPU float32 GEMMs over as many taps as stay exact (`128 * 128 * products <= 2**24`), summed
-    in int32. In columns float64, which TF32 settings do not touch and which never needs a split.
+    By taps in float32, over as many input channels at a time as keep every partial sum within
+    2**24; the weights tell how many. By columns in float64, which needs no split and which TF32
+    settings do not touch.
 
     Args:
         codes: `[n, c_in]` int8.
@@ -153,15 +164,21 @@ def sparse_conv_int8(
     """
     if by_columns is None:
         by_columns = codes.is_cuda
-    if by_columns:
+    if by_columns or kernel_map.taps > _EXACT_WEIGHT_SUM // 128:
         return _convolve_columns(codes.double(), weight_q.double(), kernel_map).int()
-    shape = (kernel_map.n_out, weight_q.shape[0])
-    acc = torch.zeros(shape, dtype=torch.int32, device=codes.device)
-    for begin in range(0, codes.shape[1], _EXACT_PRODUCTS):
-        part = slice(begin, begin + _EXACT_PRODUCTS)
-        values, weight = codes[:, part].float(), weight_q[:, :, part].float()
-        taps_at_once = _EXACT_PRODUCTS // values.shape[1]
-        for first in range(0, kernel_map.taps, taps_at_once):
-            taps = range(first, min(first + taps_at_once, kernel_map.taps))
-            acc += _convolve_taps(values, weight, kernel_map, taps).int()
-    return acc
+    weight = weight_q.float()
+    parts = [
+        _convolve_taps(codes[:, part].float(), weight[:, :, part], kernel_map).int()
+        for part in _exact_parts(weight, slice(0, weight.shape[2]))
+    ]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.int32)
+
+
+def _exact_parts(weight: Tensor, channels: slice) -> list[slice]:
+    """Runs of input channels over which int8 products sum exactly in float32, in any order."""
+    largest = weight[:, :, channels].abs().sum((1, 2)).max() if weight.numel() else 0.0
+    if largest <= _EXACT_WEIGHT_SUM:
+        return [channels]
+    middle = (channels.start + channels.stop) // 2
+    halves = (slice(channels.start, middle), slice(middle, channels.stop))
+    return [part for half in halves for part in _exact_parts(weight, half)]
