@@ -25,6 +25,20 @@ def test_layers_part_only_at_ties(calibrated, frames_of, network_name, recipe) -
                 assert layer.differing == 0, layer
 
 
+def test_mixed_precision_quantizes_on_entry_and_stays_in_parity(calibrated, frames_of) -> None:
+    rules = [
+        {"match": "conv1.1.conv1", "precision": "fp16"},
+        {"match": "conv2.3.conv2", "precision": "fp16", "weight_bits": 4},
+        {"match": "conv2.3.conv1", "weight_bits": 4},
+    ]
+    qmodel = calibrated("residual", vq.Recipe(name="mixed", rules=rules))
+    plan = quantization_of(qmodel).require_plan()
+    on_entry = [n for n in plan.quantized_convs if plan.tensor_precision[n.inputs[0]] == "fp16"]
+    assert {node.name for node in on_entry} == {"conv1.0.conv1"}
+    for layer in layer_parity(qmodel, vq.lower(qmodel), frames_of("residual")[0]):
+        assert layer.unexplained == 0, layer
+
+
 def wide_layer(seed: int) -> tuple[torch.nn.Module, SparseTensor]:
     """Codes of full range through 27 taps of 64 channels, so that roundings do pile up."""
     torch.manual_seed(seed)
@@ -91,3 +105,14 @@ def test_results_are_plain_numbers(calibrated, frames_of) -> None:
         row = dataclasses.asdict(layer)
         assert all(isinstance(value, (str, int, float)) for value in row.values())
         assert not any(isinstance(value, np.generic) for value in row.values())
+
+
+def test_weights_moved_by_training_stay_in_parity(calibrated, frames_of) -> None:
+    """Parameters are no longer fp16 values then: every forward rounds them as storage does."""
+    qmodel = calibrated("residual", "reference")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in qmodel.parameters():
+            parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
+    for layer in layer_parity(qmodel, vq.lower(qmodel), frames_of("residual")[0]):
+        assert layer.unexplained == 0, layer

@@ -2,6 +2,7 @@
 
 from voxelquant.quant.calibrate import TensorStatistics, calibrate
 from voxelquant.quant.calibrators import choose_amax
+from voxelquant.quant.compare import LayerParity, NodeRecord, capture_nodes, layer_parity
 from voxelquant.quant.histogram import MagnitudeHistogram
 from voxelquant.quant.insert import Quantization, is_quantized, quantization_of, quantize
 from voxelquant.quant.int8_modules import (
@@ -34,8 +35,10 @@ __all__ = [
     "FusedNode",
     "Int8SparseAdd",
     "Int8SparseConv3d",
+    "LayerParity",
     "LayerPrecision",
     "MagnitudeHistogram",
+    "NodeRecord",
     "PrecisionPlan",
     "QuantSparseAdd",
     "QuantSparseConv3d",
@@ -51,8 +54,10 @@ __all__ = [
     "TensorStatistics",
     "bundled_recipes",
     "calibrate",
+    "capture_nodes",
     "choose_amax",
     "is_quantized",
+    "layer_parity",
     "load_recipe",
     "lower",
     "make_plan",

@@ -84,6 +84,11 @@ class LoweredModule(SparseModule):
         half = y.to(torch.float16)
         return (half.to(torch.float32) if self.leaves else half), None
 
+    def extra_repr(self) -> str:
+        """Fused activation and type of the output."""
+        output = "fp16" if self.output_step is None else f"int8, step {self.output_step:g}"
+        return f"{'relu, ' if self.relu else ''}output {output}"
+
     def check_step(self, x: SparseTensor, step: float) -> None:
         """Raise a GraphError unless codes come with the step that this layer was built for."""
         if x.scale != step:
