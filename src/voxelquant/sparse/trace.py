@@ -123,14 +123,18 @@ def _hooks(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
         if kind is None:
             continue
 
-        def hook(m: nn.Module, args: Any, out: Any, path: str = path, kind: str = kind) -> None:
+        def hook(
+            m: nn.Module, args: Any, named: Any, out: Any, path: str = path, kind: str = kind
+        ) -> None:
+            operands = [*args, *named.values()]
+            first = operands[0]
             # A BatchNorm1d or ReLU of the dense part of a detector is none of this graph, and
             # neither is one on the dense map that left it.
-            on_features = args[0] if isinstance(args[0], Tensor) and args[0].ndim == 2 else None
+            on_features = first if isinstance(first, Tensor) and first.ndim == 2 else None
             if isinstance(m, SparseModule) or id(on_features) in recorder.value_of:
-                recorder.record(path, kind, m, args, out)
+                recorder.record(path, kind, m, operands, out)
 
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
