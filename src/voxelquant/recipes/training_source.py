@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -11,6 +11,9 @@ import torch
 from voxelquant.data.frame import Frame
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.synthetic import generate_frames
+
+
+_FRAMES_AT_ONCE = 16
 
 
 class TrainingSource(Protocol):
@@ -26,23 +29,17 @@ class TrainingSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Slot:
-    frame_id: int
-    frame: Frame
-
-
 class SyntheticSource:
     """Frames of the synthetic world, generated on the training device.
 
-    A pool of frames is drawn from at random while `turnover` of them are replaced before every
-    step, oldest first, so that generation costs a fixed share of a step and no frame stays for
+    A pool of frames is drawn from at random while `turnover` of them a step are replaced, oldest
+    first, so that generation costs a fixed share of a step and no frame stays for
     ever. Which frames the pool holds follows from the step alone.
 
     Args:
         seed: seed of the world; its scenes are disjoint from those of any other seed.
         pool_size: frames held on the device (about 6 MB each).
-        turnover: frames replaced before each step.
+        turnover: frames replaced a step, on average.
         device: where frames are generated and kept.
     """
 
@@ -53,7 +50,9 @@ class SyntheticSource:
         self.pool_size = pool_size
         self.turnover = turnover
         self.device = torch.device(device)
-        self._slots: dict[int, _Slot] = {}
+        self._frames: dict[int, Frame] = {}  # by slot
+        self._frame_ids: dict[int, int] = {}  # by slot
+        self._replaced = -1
 
     @property
     def frames_per_epoch(self) -> int:
@@ -65,27 +64,24 @@ class SyntheticSource:
         self._fill(step)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         chosen = torch.randint(self.pool_size, (batch_size,), generator=generator)
-        return [self._slots[int(index)].frame for index in chosen]
+        return [self._frames[int(index)] for index in chosen]
 
     def _fill(self, step: int) -> None:
-        """Bring every slot to the frame that it holds at this step."""
-        replaced = step * self.turnover
-        wanted = {}
-        for slot in range(self.pool_size):
-            # Slot s holds frame s, then s + P, s + 2P ...: frame f enters once f - P were replaced.
-            rounds = (replaced - slot + self.pool_size - 1) // self.pool_size
-            wanted[slot] = slot + self.pool_size * max(0, rounds)
-        missing = [
-            slot
-            for slot, frame_id in wanted.items()
-            if slot not in self._slots or self._slots[slot].frame_id != frame_id
-        ]
-        for begin in range(0, len(missing), 16):
-            slots = missing[begin : begin + 16]
-            ids = [wanted[slot] for slot in slots]
+        """Bring the pool to the frames that it holds at this step."""
+        # In whole launches: a frame made alone costs several times one made among many.
+        replaced = step * self.turnover // _FRAMES_AT_ONCE * _FRAMES_AT_ONCE
+        if replaced == self._replaced:
+            return
+        self._replaced = replaced
+        # The pool holds frames `replaced ... replaced + P - 1`, frame f in slot f mod P.
+        window = range(replaced, replaced + self.pool_size)
+        missing = [f for f in window if self._frame_ids.get(f % self.pool_size) != f]
+        for begin in range(0, len(missing), _FRAMES_AT_ONCE):
+            ids = missing[begin : begin + _FRAMES_AT_ONCE]
             frames = generate_frames(self.seed, ids, key_frames=1, device=self.device)
-            for slot, frame_id, frame in zip(slots, ids, frames, strict=True):
-                self._slots[slot] = _Slot(frame_id, keep_seen_boxes(frame))
+            for frame_id, frame in zip(ids, frames, strict=True):
+                self._frame_ids[frame_id % self.pool_size] = frame_id
+                self._frames[frame_id % self.pool_size] = keep_seen_boxes(frame)
 
 
 def keep_seen_boxes(frame: Frame) -> Frame:

@@ -1,0 +1,127 @@
+"""Where do float, fake-quant, integer engine and exported file part? Layer by layer.
+
+The project's central test. Three questions are kept apart: how far the integer engine is from the
+float model when both run freely from the points (SQNR, relative L2); how often a fake-quant layer
+gives another code than the engine's layer when both read the *same* codes; and whether the file,
+executed from its bytes, equals the engine bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from voxelquant.errors import BadInputError
+from voxelquant.export.runner import FileRunner, NodeOutput
+from voxelquant.numerics import relative_l2, sqnr_db
+from voxelquant.quant.compare import NodeRecord, capture_nodes, layer_parity, real_values
+from voxelquant.quant.insert import quantization_of
+from voxelquant.recipes.detect import Detector
+from voxelquant.report.model import LayerParity
+from voxelquant.sparse import SparseTensor
+
+
+@dataclass(frozen=True)
+class Forms:
+    """One detector in its three forms; `float` is absent when only a quantized state is at hand."""
+
+    fake: Detector
+    engine: Detector
+    float: Detector | None = None
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Every layer, and what follows from all of them.
+
+    Attributes:
+        layers: one entry for each convolution and sum, in execution order.
+        unexplained: fake-quant codes that rounding cannot explain, over all layers; the law: none.
+        flip_rate: share of fake-quant codes that differ from the engine's, given equal inputs.
+        first_difference: first layer at which the file leaves the engine; None if nowhere.
+        output_equal: whether the file's graph output equals the engine's bit for bit.
+    """
+
+    layers: tuple[LayerParity, ...]
+    unexplained: int
+    flip_rate: float
+    first_difference: str | None
+    output_equal: bool | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything is as the law wants it."""
+        return self.unexplained == 0 and self.output_equal is not False
+
+
+def measure_parity(forms: Forms, x: SparseTensor, onnx: Path | bytes | None = None) -> ParityResult:
+    """Compare the forms, and an exported file if there is one, on one frame.
+
+    Raises:
+        BadInputError: the frame has no voxel inside the range.
+        ExportError: the file cannot be executed on this frame.
+    """
+    if len(x.sites) == 0:
+        raise BadInputError("got a frame without a voxel inside the point range, need at least one")
+    fake, engine = forms.fake.network.backbone, forms.engine.network.backbone
+    plan = quantization_of(fake).require_plan()
+    engine_nodes = capture_nodes(engine, plan, x)
+    given_equal_inputs = {entry.name: entry for entry in layer_parity(fake, engine, x)}
+    float_nodes: dict[str, NodeRecord] = {}
+    if forms.float is not None:
+        float_nodes = capture_nodes(forms.float.network.backbone, plan, x)
+    file_nodes, output_equal = _run_file(onnx, engine, x)
+    layers = []
+    for name, record in engine_nodes.items():
+        entry = given_equal_inputs[name]
+        codes = entry.elements if entry.output_precision == "int8" else 0
+        reference = float_nodes.get(name)
+        values = real_values(record.output)
+        layers.append(
+            LayerParity(
+                path=name,
+                kind=plan.graph.node(name).kind,
+                precision=f"{entry.precision} → {entry.output_precision}",
+                sqnr_db=sqnr_db(reference.output.features, values) if reference else None,
+                relative_l2=relative_l2(reference.output.features, values) if reference else None,
+                codes=codes,
+                differing_codes=entry.differing if codes else 0,
+                largest_code_difference=int(entry.largest) if codes else 0,
+                file_equals_engine=_equal(record, file_nodes[name]) if file_nodes else None,
+            )
+        )
+    return _summarise(layers, sum(e.unexplained for e in given_equal_inputs.values()), output_equal)
+
+
+def _run_file(
+    onnx: Path | bytes | None, engine: torch.nn.Module, x: SparseTensor
+) -> tuple[dict[str, NodeOutput], bool | None]:
+    if onnx is None:
+        return {}, None
+    run = FileRunner(onnx)(x.features, x.coords_bzyx, x.spatial_shape)
+    with torch.no_grad():
+        expected = engine(x)
+    (output,) = run.outputs.values()
+    return run.by_module, torch.equal(output.values, expected.float())
+
+
+def _equal(record: NodeRecord, out: NodeOutput) -> bool:
+    mine = record.output
+    assert out.coords_bzyx is not None  # convolutions and sums are sparse
+    same_sites = torch.equal(mine.coords_bzyx, out.coords_bzyx)
+    return same_sites and torch.equal(mine.features.to(out.features.dtype), out.features)
+
+
+def _summarise(
+    layers: list[LayerParity], unexplained: int, output_equal: bool | None
+) -> ParityResult:
+    codes = sum(layer.codes for layer in layers)
+    return ParityResult(
+        layers=tuple(layers),
+        unexplained=unexplained,
+        flip_rate=sum(layer.differing_codes for layer in layers) / max(1, codes),
+        first_difference=next((e.path for e in layers if e.file_equals_engine is False), None),
+        output_equal=output_equal,
+    )
