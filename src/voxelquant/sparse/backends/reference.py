@@ -125,7 +125,22 @@ def _columns(features: Tensor, kernel_map: KernelMap) -> Iterator[tuple[slice, T
     padded = torch.cat([features, features.new_zeros((1, features.shape[1]))])
     for begin in range(0, max(kernel_map.n_out, 1), step):
         part = slice(begin, begin + step)
-        yield part, padded.index_select(0, rows[part].view(-1)).view(-1, width)
+        yield part, _gather_rows(padded, rows[part].view(-1)).view(-1, width)
+
+
+def _gather_rows(features: Tensor, rows: Tensor) -> Tensor:
+    """`features[rows]`, with short rows read 16 bytes at a time.
+
+    On a GPU `index_select` spends a thread block on every row; a row of 16 channels keeps four of
+    its threads busy, and a training step spent 72 % of its time there. Indexing both axes of a
+    16-byte view is elementwise instead.
+    """
+    row_bytes = features.shape[1] * features.element_size()
+    if not features.is_cuda or row_bytes % 16 or row_bytes > 256:
+        return features.index_select(0, rows)
+    wide = features.contiguous().view(torch.complex128)
+    words = torch.arange(wide.shape[1], device=features.device)
+    return wide[rows.long().unsqueeze(1), words].view(features.dtype)
 
 
 def _weight_grad_by_taps(features: Tensor, grad_out: Tensor, kernel_map: KernelMap) -> Tensor:
