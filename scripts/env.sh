@@ -18,6 +18,8 @@ torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 export PYTHONDONTWRITEBYTECODE=1
+# Threads of torch that wait must not spin: see src/voxelquant/cli/__init__.py.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 say() { printf 'voxelquant: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 2; }

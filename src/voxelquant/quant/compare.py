@@ -27,7 +27,7 @@ _COMPARED = ("conv", "add")
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """What one node read and made in one forward, its fused ReLU included."""
+    """What one node read and made in one forward, its batch norm and fused ReLU included."""
 
     inputs: tuple[SparseTensor, ...]
     output: SparseTensor
@@ -69,23 +69,26 @@ class _Capture:
     def record(self, node: FusedNode, operands: Any, output: SparseTensor) -> None:
         inputs = tuple(x for x in operands if isinstance(x, SparseTensor))
         self.records[node.name] = NodeRecord(inputs, output)
-        if node.relu_path is not None:
-            self.owner_of[id(output.features)] = node.name
-            self.alive.append(output.features)
+        self._own(output.features, node.name)
 
-    def record_relu(self, features: Tensor, rectified: Tensor) -> None:
+    def record_absorbed(self, features: Tensor, result: Tensor) -> None:
+        """A batch norm or ReLU ran: where it belongs to a node, its result is that node's."""
         name = self.owner_of.get(id(features))
         if name is not None:
             made = self.records[name]
-            output = made.output.replace_features(rectified)
-            self.records[name] = NodeRecord(made.inputs, output)
+            self.records[name] = NodeRecord(made.inputs, made.output.replace_features(result))
+            self._own(result, name)
+
+    def _own(self, features: Tensor, name: str) -> None:
+        self.owner_of[id(features)] = name
+        self.alive.append(features)
 
 
 def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dict[str, NodeRecord]:
     """Inputs and output of every convolution and sum in one forward, by node name.
 
     Args:
-        model: the float-folded, fake-quant or lowered form of one network.
+        model: the float, fake-quant or lowered form of one network.
         plan: its plan.
         arguments: model input.
     """
@@ -98,12 +101,13 @@ def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dic
                 capture.record(node, args, out)
 
             handles.append(model.get_submodule(node.path).register_forward_hook(hook))
-    for path in {node.relu_path for node in plan.graph.nodes if node.relu_path is not None}:
+    absorbed = [p for node in plan.graph.nodes for p in (node.batchnorm_path, node.relu_path)]
+    for path in {p for p in absorbed if p is not None}:
 
-        def relu_hook(m: nn.Module, args: Any, out: Any) -> None:
-            capture.record_relu(args[0], out)
+        def absorbed_hook(m: nn.Module, args: Any, out: Any) -> None:
+            capture.record_absorbed(args[0], out)
 
-        handles.append(model.get_submodule(path).register_forward_hook(relu_hook))
+        handles.append(model.get_submodule(path).register_forward_hook(absorbed_hook))
     try:
         with torch.no_grad(), evaluation_mode(model):
             model(*arguments)

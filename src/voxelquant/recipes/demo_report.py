@@ -51,7 +51,7 @@ def draw_demo_report(
         summary=_summary(result),
         dataset=DatasetSummary(
             name="synthetic LiDAR world",
-            split="val",
+            split=dataset.split,
             synthetic=True,
             frames=len(dataset),
             boxes=sum(result["instances"].values()),
@@ -65,9 +65,7 @@ def draw_demo_report(
             "frames": str(result["plan"]["calibration_scenes"]),
         },
         pictures=_pictures(dataset, scores, result["plan"]["pictures"]),
-        histograms=tuple(
-            _histogram(name, entry) for name, entry in calibrated.statistics.items()
-        ),
+        histograms=tuple(_histogram(name, entry) for name, entry in calibrated.statistics.items()),
         layers=parity.layers,
         provenance={key: result[key] for key in ("voxelquant", "commit", "versions", "machine")},
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError
 from voxelquant.export.runner import FileRunner, NodeOutput
 from voxelquant.numerics import relative_l2, sqnr_db
@@ -65,13 +66,13 @@ def measure_parity(forms: Forms, x: SparseTensor, onnx: Path | bytes | None = No
     """
     if len(x.sites) == 0:
         raise BadInputError("got a frame without a voxel inside the point range, need at least one")
-    fake, engine = forms.fake.network.backbone, forms.engine.network.backbone
+    fake, engine = forms.fake.network, forms.engine.network
     plan = quantization_of(fake).require_plan()
     engine_nodes = capture_nodes(engine, plan, x)
     given_equal_inputs = {entry.name: entry for entry in layer_parity(fake, engine, x)}
     float_nodes: dict[str, NodeRecord] = {}
     if forms.float is not None:
-        float_nodes = capture_nodes(forms.float.network.backbone, plan, x)
+        float_nodes = capture_nodes(forms.float.network, plan, x)
     file_nodes, output_equal = _run_file(onnx, engine, x)
     layers = []
     for name, record in engine_nodes.items():
@@ -96,13 +97,13 @@ def measure_parity(forms: Forms, x: SparseTensor, onnx: Path | bytes | None = No
 
 
 def _run_file(
-    onnx: Path | bytes | None, engine: torch.nn.Module, x: SparseTensor
+    onnx: Path | bytes | None, engine: CenterPoint, x: SparseTensor
 ) -> tuple[dict[str, NodeOutput], bool | None]:
     if onnx is None:
         return {}, None
     run = FileRunner(onnx)(x.features, x.coords_bzyx, x.spatial_shape)
     with torch.no_grad():
-        expected = engine(x)
+        expected = engine.backbone(x)
     (output,) = run.outputs.values()
     return run.by_module, torch.equal(output.values, expected.float())
 

@@ -12,7 +12,6 @@ from voxelquant.data.frame import Frame
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.synthetic import generate_frames
 
-
 _FRAMES_AT_ONCE = 16
 
 
