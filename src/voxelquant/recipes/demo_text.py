@@ -25,11 +25,13 @@ def print_demo(result: Mapping[str, Any], folder: Path, console: Console | None 
     console.print(_layers(result["parity"]))
     parity = result["parity"]
     console.print(
-        f"Given equal inputs, {parity['flip_rate']:.2e} of the fake-quant codes differ from the "
-        f"engine's by one; beyond what rounding explains: {parity['unexplained']}."
+        "SQNR and L2: int8 engine against float, both from the points. Flipped: fake-quant codes "
+        f"that differ from the engine's, given equal inputs: {parity['flip_rate']:.1e} of all, by "
+        f"one code; beyond what rounding explains: {parity['unexplained']}. File: scn.onnx, "
+        "executed from its bytes, against the engine, bit for bit."
     )
     same = "equal" if parity["engine_equals_file"] else "[red]NOT equal[/]"
-    console.print(f"scn.onnx, executed from its bytes, and the integer engine: {same} bit for bit.")
+    console.print(f"The file's dense output and the engine's are {same}.")
     console.print(f"{result['seconds']['total']:.0f} s in all; open {folder / 'report.html'}")
 
 
@@ -62,18 +64,18 @@ def _classes(metrics: Mapping[str, Any]) -> Table:
 
 
 def _layers(parity: Mapping[str, Any]) -> Table:
-    table = Table(title="Layer by layer, one frame")
-    columns = ("layer", "precision", "SQNR dB", "rel. L2", "codes off by one", "file = engine")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "layer" else "right")
+    table = Table(title="Sparse backbone layer by layer, one frame")
+    table.add_column("layer", no_wrap=True)
+    for column in ("precision", "SQNR dB", "rel. L2", "flipped codes", "file"):
+        table.add_column(column, justify="right")
     for layer in parity["layers"]:
-        codes = f"{layer['differing_codes']} of {layer['codes']}" if layer["codes"] else "fp16"
+        codes = f"{layer['differing_codes']} / {layer['codes']}" if layer["codes"] else "–"
         table.add_row(
-            layer["path"],
+            layer["path"].removeprefix("backbone."),
             layer["precision"],
             f"{layer['sqnr_db']:.1f}",
             f"{layer['relative_l2']:.4f}",
             codes,
-            {True: "yes", False: "NO", None: ""}[layer["file_equals_engine"]],
+            {True: "=", False: "≠", None: ""}[layer["file_equals_engine"]],
         )
     return table
