@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 # Gathered rows and products of a chunk then stay within a few MB, and its GEMMs are large enough.
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,11 @@ class KernelMap:
     def output_chunks(self) -> tuple[OutputChunk, ...]:
         """The pairs in runs of output rows, small enough that a run's features stay in cache."""
         if self._chunks is None:
-            starts = range(0, self.n_out, _CHUNK_ROWS)
-            self._chunks = tuple(
-                _chunk_of(self.table, self.n_in, slice(start, min(start + _CHUNK_ROWS, self.n_out)))
-                for start in starts
+            even = self.n_out - self.n_out % _CHUNK_ROWS
+            rest = self.n_out - even
+            self._chunks = (
+                *_cut_chunks(self.table[:, :even], self.n_in, first_row=0, size=_CHUNK_ROWS),
+                *_cut_chunks(self.table[:, even:], self.n_in, first_row=even, size=rest),
             )
         return self._chunks
 
@@ -129,21 +131,32 @@ class KernelMap:
         return self._pairs
 
 
-def _chunk_of(table: Tensor, n_in: int, rows: slice) -> OutputChunk:
-    part = table[:, rows].contiguous()  # [k, rows]
-    present = part < n_in
-    by_tap = torch.nonzero(present.view(-1)).squeeze(1)
-    # Place of every pair in the order by tap, read in the order by output row.
-    place = torch.cumsum(present.view(-1), 0, dtype=torch.int32).sub_(1).view_as(part)
-    pair_order = place.t().masked_select(present.t())
-    per_row = present.sum(0, dtype=torch.int32)
-    return OutputChunk(
-        rows,
-        part.view(-1).index_select(0, by_tap),
-        tuple(present.sum(1).tolist()),
-        pair_order,
-        torch.cumsum(per_row, 0, dtype=torch.int32) - per_row,
-    )
+def _cut_chunks(table: Tensor, n_in: int, *, first_row: int, size: int) -> Iterator[OutputChunk]:
+    """Chunks of `size` rows each; all of them are cut at once, `[chunks, k, size]`."""
+    taps, n_rows = table.shape
+    if n_rows == 0:
+        return
+    parts = table.view(taps, -1, size).transpose(0, 1).contiguous()
+    present = parts < n_in
+    by_tap = torch.nonzero(present.view(-1)).squeeze(1)  # pairs by chunk, tap, row
+    in_rows = parts.view(-1).index_select(0, by_tap)
+    # Stable, so that the taps of a row stay in order.
+    row = torch.div(by_tap, taps * size, rounding_mode="floor").mul_(size).add_(by_tap % size)
+    by_row = torch.sort(row.int(), stable=True)[1].int()
+    per_row = present.sum(1, dtype=torch.int32).view(-1)  # [rows]
+    starts = torch.cumsum(per_row, 0, dtype=torch.int32) - per_row
+    begin = 0
+    for chunk, sizes in enumerate(present.sum(2).tolist()):
+        rows = slice(chunk * size, (chunk + 1) * size)
+        end = begin + sum(sizes)
+        yield OutputChunk(
+            slice(first_row + rows.start, first_row + rows.stop),
+            in_rows[begin:end],
+            tuple(sizes),
+            by_row[begin:end] - begin,
+            starts[rows] - begin,
+        )
+        begin = end
 
 
 def _transpose_table(table: Tensor, n_in: int) -> Tensor:

@@ -90,7 +90,8 @@ class _CellTable:
 
     @staticmethod
     def _cell(slots: Tensor, keys: Tensor) -> Tensor:
-        return (slots << _BLOCK_BITS) + (keys & (_BLOCK_CELLS - 1))
+        """Place in `row_of_cell`; overwrites `slots`, since fresh pages cost more than the sum."""
+        return slots.bitwise_left_shift_(_BLOCK_BITS).add_(keys & (_BLOCK_CELLS - 1))
 
 
 def _strided_map(
