@@ -6,7 +6,6 @@ from torch import Tensor
 
 from oracles.sparse_sites import dense_conv, gather, random_sites, scatter
 from voxelquant.sparse import ConvGeometry, KernelMap, build_kernel_map
-from voxelquant.sparse import kernel_map as kernel_map_module
 from voxelquant.sparse.backends import reference
 
 FORMS = pytest.mark.parametrize("by_columns", [False, True], ids=["taps", "columns"])
@@ -119,13 +118,12 @@ def test_columns_in_many_chunks_equal_one_chunk(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_taps_in_many_chunks_equal_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    coords, features, weight, whole, _ = _problem(GEOMETRIES["subm"], 101, (4, 6), torch.float64)
-    expected = reference.sparse_conv(features, weight.flatten(1, 3), whole, by_columns=False)
-    monkeypatch.setattr(kernel_map_module, "_CHUNK_ROWS", 7)
-    in_chunks, _ = build_kernel_map(coords, SHAPE, 3, GEOMETRIES["subm"])
+    _, features, weight, kernel_map, _ = _problem(GEOMETRIES["subm"], 101, (4, 6), torch.float64)
+    expected = reference.sparse_conv(features, weight.flatten(1, 3), kernel_map, by_columns=False)
+    monkeypatch.setattr(reference, "chunk_rows", lambda c_in, c_out: 7)
     taps = weight.flatten(1, 3)
-    assert len(in_chunks.output_chunks()) == 15
-    out = reference.sparse_conv(features, taps, in_chunks, by_columns=False)
+    out = reference.sparse_conv(features, taps, kernel_map, by_columns=False)
+    assert len(kernel_map.output_chunks(7)) == 15  # fourteen of seven rows, one of three
     torch.testing.assert_close(out, expected)
 
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Gathered rows and products of a chunk then stay within a few MB, and its GEMMs are large enough.
-_CHUNK_ROWS = 2048
-
 
 @dataclass(frozen=True)
 class OutputChunk:
@@ -53,7 +50,7 @@ class KernelMap:
         self.n_in = n_in
         self.identity_tap = identity_tap
         self._pairs: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
-        self._chunks: tuple[OutputChunk, ...] | None = None
+        self._chunks: dict[int, tuple[OutputChunk, ...]] = {}  # by rows in a chunk
         self._neighbour_rows: Tensor | None = None
         self._transposed: KernelMap | None = None
         # Weak: the two maps would otherwise keep each other's tables until garbage collection.
@@ -92,16 +89,16 @@ class KernelMap:
         in_rows, out_rows, bounds = self._all_pairs()
         return in_rows[bounds[tap] : bounds[tap + 1]], out_rows[bounds[tap] : bounds[tap + 1]]
 
-    def output_chunks(self) -> tuple[OutputChunk, ...]:
-        """The pairs in runs of output rows, small enough that a run's features stay in cache."""
-        if self._chunks is None:
-            even = self.n_out - self.n_out % _CHUNK_ROWS
+    def output_chunks(self, size: int) -> tuple[OutputChunk, ...]:
+        """The pairs in runs of `size` output rows; the last run may be shorter."""
+        if size not in self._chunks:
+            even = self.n_out - self.n_out % size
             rest = self.n_out - even
-            self._chunks = (
-                *_cut_chunks(self.table[:, :even], self.n_in, first_row=0, size=_CHUNK_ROWS),
+            self._chunks[size] = (
+                *_cut_chunks(self.table[:, :even], self.n_in, first_row=0, size=size),
                 *_cut_chunks(self.table[:, even:], self.n_in, first_row=even, size=rest),
             )
-        return self._chunks
+        return self._chunks[size]
 
     def neighbour_rows(self) -> Tensor:
         """`[m, k]` int32, the table with the taps of an output row side by side."""

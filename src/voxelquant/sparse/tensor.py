@@ -131,7 +131,7 @@ class SparseTensor:
         size_z, size_y, size_x = self.spatial_shape
         b, z, y, x = self.coords_bzyx.long().unbind(1)
         channels = self.features.shape[1]
-        # Channels first at once: writing rows and permuting the whole grid takes eight times longer.
+        # Channels first at once: writing rows and permuting the whole grid takes 8x longer.
         out = self.features.new_zeros((self.batch_size, channels, size_z * size_y * size_x))
         out[b, :, (z * size_y + y) * size_x + x] = self.features
         return out.view(self.batch_size, channels, size_z, size_y, size_x)

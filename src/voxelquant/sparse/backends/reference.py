@@ -24,6 +24,8 @@ from voxelquant.sparse.kernel_map import KernelMap
 
 # Integers up to 2**24 are exact in float32; codes reach 128, so weights may sum to this magnitude.
 _EXACT_WEIGHT_SUM = 2**24 // 128
+# Elements of an input and an output row, over the rows of a chunk: some 10 MB over ten pairs a row.
+_CHUNK_ELEMENTS = 1 << 18
 # Gathered neighbourhoods at a time, in elements: 1 GiB of float32.
 _COLUMN_ELEMENTS = 1 << 28
 
@@ -91,7 +93,7 @@ def _convolve_taps(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> T
     c_out, _, c_in = weight.shape
     out = features.new_empty((kernel_map.n_out, c_out))
     matrices = [tap.t() for tap in weight.unbind(1)]
-    chunks = kernel_map.output_chunks()
+    chunks = kernel_map.output_chunks(chunk_rows(c_in, c_out))
     # Allocated once: fresh pages for every chunk cost as much as the gather itself.
     most_pairs = max((len(chunk.in_rows) for chunk in chunks), default=0)
     gather_buffer = features.new_empty((most_pairs, c_in))
@@ -108,6 +110,16 @@ def _convolve_taps(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> T
                 torch.mm(rows, matrix, out=product)
         out[chunk.rows] = embedding_bag(chunk.pair_order, products, chunk.row_starts, mode="sum")
     return out
+
+
+def chunk_rows(c_in: int, c_out: int) -> int:
+    """Output rows that the form by taps finishes at once, a power of two.
+
+    What it gathers and multiplies should stay in cache, its GEMMs should not be small, and threads
+    should not meet more often than needed.
+    """
+    fitting = _CHUNK_ELEMENTS // (c_in + c_out)
+    return min(max(1 << (fitting.bit_length() - 1), 2048), 8192) if fitting else 2048
 
 
 def _convolve_columns(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
