@@ -1,0 +1,121 @@
+"""The same numbers on a GPU, wherever the law promises them; skipped where there is none."""
+
+import pytest
+import torch
+
+from voxelquant.data.synthetic import generate_frames
+from voxelquant.detection.checkpoint import load_weights
+from voxelquant.detection.detector import CenterPoint
+from voxelquant.export import FileRunner, serialize
+from voxelquant.export.from_graph import build_graph
+from voxelquant.quant import calibrate, layer_parity, lower, quantize
+from voxelquant.recipes.demo import tiny_weights
+from voxelquant.sparse import (
+    ConvGeometry,
+    SparseTensor,
+    build_kernel_map,
+    sparse_conv,
+    sparse_conv_int8,
+)
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+GEOMETRIES = [
+    ConvGeometry((3, 3, 3), subm=True),
+    ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    ConvGeometry((3, 1, 1), (2, 1, 1)),
+]
+
+
+def sites(seed: int = 0, count: int = 900) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randperm(2 * 9 * 16 * 16, generator=generator)[:count]
+    b, cell = cells // (9 * 256), cells % (9 * 256)
+    return torch.stack([b, cell // 256, cell // 16 % 16, cell % 16], 1).int()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_kernel_maps_are_the_same(geometry: ConvGeometry) -> None:
+    coords = sites()
+    here, out_here = build_kernel_map(coords, (9, 16, 16), 2, geometry)
+    there, out_there = build_kernel_map(coords.cuda(), (9, 16, 16), 2, geometry)
+    assert torch.equal(out_here, out_there.cpu())
+    assert torch.equal(here.table, there.table.cpu())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("channels", [5, 16, 128])
+def test_integer_convolutions_are_bit_equal(geometry: ConvGeometry, channels: int) -> None:
+    coords = sites()
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-128, 128, (len(coords), channels), generator=generator).to(torch.int8)
+    shape = (24, *geometry.kernel_size, channels)
+    weight = torch.randint(-128, 128, shape, generator=generator).to(torch.int8)
+    here, _ = build_kernel_map(coords, (9, 16, 16), 2, geometry)
+    there, _ = build_kernel_map(coords.cuda(), (9, 16, 16), 2, geometry)
+    expected = sparse_conv_int8(codes, weight, here)
+    assert torch.equal(expected, sparse_conv_int8(codes.cuda(), weight.cuda(), there).cpu())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("channels", [5, 16, 128])
+def test_values_and_gradients_agree_in_double(geometry: ConvGeometry, channels: int) -> None:
+    coords = sites()
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(len(coords), channels, generator=generator, dtype=torch.float64)
+    shape = (24, *geometry.kernel_size, channels)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        kernel_map, _ = build_kernel_map(coords.to(device), (9, 16, 16), 2, geometry)
+        x = features.clone().to(device).requires_grad_()
+        w = weight.clone().to(device).requires_grad_()
+        y = sparse_conv(x, w, kernel_map)
+        y.square().sum().backward()
+        assert x.grad is not None
+        assert w.grad is not None
+        results.append([tensor.detach().cpu() for tensor in (y, x.grad, w.grad)])
+    for mine, other in zip(*results, strict=True):
+        # Sums of some 27 * 128 products of unit size, in another order, in double.
+        torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[CenterPoint, SparseTensor]:
+    model = CenterPoint.from_config("centerpoint_tiny")
+    load_weights(model, tiny_weights())
+    model = model.eval().cuda()
+    frame = generate_frames(4, [0], key_frames=1, device="cuda")[0]
+    return model, model.read_clouds([frame.points])
+
+
+def test_the_world_has_the_same_boxes() -> None:
+    here, there = (
+        generate_frames(4, [0, 1], key_frames=1, device=device) for device in ("cpu", "cuda")
+    )
+    for mine, other in zip(here, there, strict=True):
+        assert mine.boxes_det3d is not None
+        assert other.boxes_det3d is not None
+        assert torch.equal(mine.boxes_det3d, other.boxes_det3d.cpu())
+        assert len(mine.points) == pytest.approx(len(other.points), rel=1e-3)
+
+
+def test_engine_fake_quant_and_file_agree_on_the_gpu(
+    tiny: tuple[CenterPoint, SparseTensor],
+) -> None:
+    model, x = tiny
+    qmodel = quantize(model, "reference")
+    calibrate(qmodel, [x])
+    engine = lower(qmodel)
+    layers = layer_parity(qmodel, engine, x)
+    assert sum(layer.unexplained for layer in layers) == 0
+    coded = [layer for layer in layers if layer.output_precision == "int8"]
+    flips = sum(layer.differing for layer in coded) / sum(layer.elements for layer in coded)
+    assert flips < 1e-5  # 4e-7 on a CPU
+
+    runner = FileRunner(serialize(build_graph(qmodel, x)), device="cuda")
+    run = runner(x.features, x.coords_bzyx, x.spatial_shape)
+    (output,) = run.outputs.values()
+    with torch.no_grad():
+        expected = engine.backbone(x)
+    assert torch.equal(output.values, expected)
