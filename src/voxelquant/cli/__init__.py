@@ -5,7 +5,7 @@ A verb is loaded when it is asked for, so `--help` stays fast; its file defines 
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -18,7 +18,7 @@ from voxelquant.errors import BadInputError, MissingDependencyError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # In the order of the work, which is the order of `voxelquant --help`.
-VERBS = ("demo", "train", "report", "doctor")
+VERBS = ("demo", "synth", "train", "ptq", "eval", "export", "check", "parity", "report", "doctor")
 
 BAD_INPUT_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
@@ -43,11 +43,18 @@ class VerbGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (BadInputError, MissingDependencyError) as error:
-            click.echo(f"voxelquant: {' '.join(str(error).split())}", err=True)
-            ctx.exit(BAD_INPUT_EXIT_CODE)
+            _say_in_one_line(ctx, str(error))
+        except click.UsageError as error:
+            advice = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
+            _say_in_one_line(ctx, error.format_message().rstrip(".") + advice)
         except KeyboardInterrupt:
             click.echo("voxelquant: interrupted", err=True)
             ctx.exit(INTERRUPTED_EXIT_CODE)
+
+
+def _say_in_one_line(ctx: click.Context, message: str) -> NoReturn:
+    click.echo(f"voxelquant: {' '.join(message.split())}", err=True)
+    ctx.exit(BAD_INPUT_EXIT_CODE)
 
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,7 +10,7 @@ import click
     "--out",
     default="runs/demo",
     show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     help="Work dir; a dataset that an earlier demo wrote there is used again.",
 )
 def command(out: Path) -> None:

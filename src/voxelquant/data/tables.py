@@ -113,7 +113,7 @@ def split_scene_names(nusc: Any, split: str) -> list[str]:
                 f"choose that version, or another split: {_listed(_known_splits(nusc, official))}"
             )
         return official[split]
-    custom = _custom_splits(Path(nusc.table_root))
+    custom = custom_splits(Path(nusc.table_root))
     if split not in custom:
         known = _known_splits(nusc, official)
         nearest = difflib.get_close_matches(split, known, n=1)
@@ -133,10 +133,10 @@ def split_scene_names(nusc: Any, split: str) -> list[str]:
 
 def _known_splits(nusc: Any, official: dict[str, list[str]]) -> list[str]:
     fitting = [name for name in official if nusc.version.endswith(VERSION_SUFFIX[name])]
-    return sorted([*fitting, *_custom_splits(Path(nusc.table_root))])
+    return sorted([*fitting, *custom_splits(Path(nusc.table_root))])
 
 
-def _custom_splits(folder: Path) -> dict[str, list[str]]:
+def custom_splits(folder: Path) -> dict[str, list[str]]:
     """`splits.json` of a version folder, empty where there is none."""
     path = folder / "splits.json"
     if not path.exists():

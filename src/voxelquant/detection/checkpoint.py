@@ -164,7 +164,8 @@ def save_weights(
         tensors[name] = _checked(name, stored, stored).contiguous()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        safetensors.torch.save_file(tensors, str(partial), metadata=dict(metadata or {}))
+        # Not save_file: its files can be read by their owner alone.
+        partial.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from None

@@ -20,6 +20,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 VERSIONED_PACKAGES = ("torch", "triton", "numpy", "nuscenes-devkit", "onnx", "safetensors")
 
 
+def make_work_dir(folder: Path) -> None:
+    """Make the folder of a run and try it, so that no work is done that cannot be kept.
+
+    Raises:
+        BadInputError: the folder cannot be made or written.
+    """
+    _open_sibling(folder / "probe").unlink()
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary sibling to write to; it takes the final name only if nothing was raised.
@@ -29,8 +38,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path)
     temporary = _open_sibling(final)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # some writers make the file anew, for their user alone
         os.replace(temporary, final)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

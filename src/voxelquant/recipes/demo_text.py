@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from voxelquant.recipes.result_text import layer_table
+
 _ENGINES = {
     "float": "float",
     "fake": "fake-quant (simulated)",
@@ -22,8 +24,8 @@ def print_demo(result: Mapping[str, Any], folder: Path, console: Console | None 
     metrics = result["metrics"]
     console.print(_headline(metrics))
     console.print(_classes(metrics))
-    console.print(_layers(result["parity"]))
     parity = result["parity"]
+    console.print(layer_table(parity["layers"]))
     console.print(
         "SQNR and L2: int8 engine against float, both from the points. Flipped: fake-quant codes "
         f"that differ from the engine's, given equal inputs: {parity['flip_rate']:.1e} of all, by "
@@ -60,22 +62,4 @@ def _classes(metrics: Mapping[str, Any]) -> Table:
         table.add_column(key, justify="right")
     for name in metrics["float"]["per_class_ap"]:
         table.add_row(name, *(f"{metrics[key]['per_class_ap'][name]:.3f}" for key in _ENGINES))
-    return table
-
-
-def _layers(parity: Mapping[str, Any]) -> Table:
-    table = Table(title="Sparse backbone layer by layer, one frame")
-    table.add_column("layer", no_wrap=True)
-    for column in ("precision", "SQNR dB", "rel. L2", "flipped codes", "file"):
-        table.add_column(column, justify="right")
-    for layer in parity["layers"]:
-        codes = f"{layer['differing_codes']} / {layer['codes']}" if layer["codes"] else "–"
-        table.add_row(
-            layer["path"].removeprefix("backbone."),
-            layer["precision"],
-            f"{layer['sqnr_db']:.1f}",
-            f"{layer['relative_l2']:.4f}",
-            codes,
-            {True: "=", False: "≠", None: ""}[layer["file_equals_engine"]],
-        )
     return table

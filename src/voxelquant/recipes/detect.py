@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from voxelquant.data.frame import Frame
 from voxelquant.data.records import FrameDataset
 from voxelquant.detection.checkpoint import load_weights
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.decode import Detections, decode_predictions
 from voxelquant.detection.detector import CenterPoint
-from voxelquant.errors import BadInputError, CheckpointError
+from voxelquant.errors import BadInputError, CheckpointError, DatasetError, QuantStateError
 from voxelquant.quant.lower import lower
 from voxelquant.quant.state import QuantState
 from voxelquant.quant.state_file import is_state_file
@@ -30,13 +32,6 @@ class Engine(str, Enum):
     FLOAT = "float"
     FAKE = "fake"  # simulated: float arithmetic on quantized values
     INT8 = "int8"  # executed: integer arithmetic
-
-
-# What is wrong, by whether the weights are quantized, when they do not fit the engine.
-_MISFITS = {
-    True: ("quantized", "use --engine fake or int8, or give the float weights"),
-    False: ("float", "make ptq.safetensors with `voxelquant ptq` first"),
-}
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,42 @@ def open_detector(
 
     Raises:
         CheckpointError: the weights are unusable, or of another model.
-        BadInputError: the engine does not fit the weights.
+        QuantStateError: an engine for quantized weights, and no quantized state that fits.
+        BadInputError: the float engine, and a quantized state.
     """
     network = CenterPoint(config)
     quantized = is_quant_state(weights)
-    if quantized == (engine is Engine.FLOAT):
-        got, mend = _MISFITS[quantized]
-        raise BadInputError(f"{weights}: got {got} weights for --engine {engine.value}; {mend}")
-    if not quantized:
+    if engine is Engine.FLOAT:
+        if quantized:
+            raise BadInputError(
+                f"{weights}: got a quantized state, need float weights; give the weights that it "
+                "was made from, or choose engine fake or int8"
+            )
         load_weights(network, weights)
         return Detector(network.eval().to(device), config, device)
-    model = QuantState.load(weights).apply(network).eval().to(device)
+    model = _load_state(Path(weights), quantized).apply(network).eval().to(device)
     if engine is Engine.INT8:
         model = lower(model).eval()
     assert isinstance(model, CenterPoint)
     return Detector(model, config, device)
+
+
+def _load_state(path: Path, is_state: bool) -> QuantState:
+    try:
+        return QuantState.load(path)
+    except QuantStateError as error:
+        if is_state:
+            raise
+        raise QuantStateError(f"{error}; `voxelquant ptq` makes one from float weights") from None
+
+
+@contextmanager
+def naming(frame: Frame) -> Iterator[None]:
+    """Say which frame it was that could not be read."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"sample {frame.token}: {error}") from None
 
 
 def detect_frames(
@@ -103,7 +119,8 @@ def detect_frames(
     for index in range(len(dataset)):
         frame = dataset[index]
         started = time.perf_counter()
-        found[frame.token] = detector.detect([frame.points])[0]
+        with naming(frame):
+            found[frame.token] = detector.detect([frame.points])[0]
         seconds += time.perf_counter() - started
         if progress is not None:
             progress(index + 1, len(dataset))

@@ -9,7 +9,7 @@ from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.detection.config import load_config
 from voxelquant.detection.decode import Detections
 from voxelquant.evaluation.nuscenes import Metrics, evaluate_detections
-from voxelquant.recipes.artifacts import provenance, write_json_atomic
+from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
 from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.detect import Detector, Engine, detect_frames, open_detector
 from voxelquant.recipes.progress import Advance, StageReporter
@@ -34,7 +34,7 @@ class EvaluateRequest:
     weights: Path
     work_dir: Path
     engine: str = "float"
-    split: str = "val"
+    split: str | None = None
     version: str | None = None
     device: str = "auto"
 
@@ -49,11 +49,14 @@ def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluat
     dataset = open_dataset(config, request.data, request.split, request.version)
     device = choose_device(request.device)
     detector = open_detector(config, request.weights, Engine(request.engine), device)
+    make_work_dir(request.work_dir)
     with reporter.stage("eval", f"evaluating {request.engine} on {len(dataset)} frames") as advance:
         evaluation = evaluate_detector(detector, dataset, request.work_dir, advance)
     payload = {
         "engine": request.engine,
-        "split": request.split,
+        "data": request.data,
+        "split": dataset.split,
+        "weights": request.weights,
         "metrics": asdict(evaluation.metrics),
         "seconds_per_frame": evaluation.seconds_per_frame,
         "provenance": provenance(config=config),

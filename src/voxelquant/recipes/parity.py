@@ -8,18 +8,23 @@ executed from its bytes, equals the engine bit for bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
-from voxelquant.errors import BadInputError
+from voxelquant.errors import BadInputError, ExportError
 from voxelquant.export.runner import FileRunner, NodeOutput
 from voxelquant.numerics import relative_l2, sqnr_db
 from voxelquant.quant.compare import NodeRecord, capture_nodes, layer_parity, real_values
 from voxelquant.quant.insert import quantization_of
-from voxelquant.recipes.detect import Detector
+from voxelquant.recipes.detect import Detector, Engine, open_detector
+from voxelquant.recipes.export import check_exported, require_no_errors
+from voxelquant.recipes.frame_files import FrameChoice, choose_cloud
+from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.train_run import choose_device
 from voxelquant.report.model import LayerParity
 from voxelquant.sparse import SparseTensor
 
@@ -31,6 +36,18 @@ class Forms:
     fake: Detector
     engine: Detector
     float: Detector | None = None
+
+
+@dataclass(frozen=True)
+class ParityRequest:
+    """What the command line asks for."""
+
+    config: str
+    weights: Path
+    float_weights: Path | None = None
+    onnx: Path | None = None
+    choice: FrameChoice = field(default_factory=FrameChoice)
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,32 @@ class ParityResult:
     @property
     def holds(self) -> bool:
         """Whether everything is as the law wants it."""
-        return self.unexplained == 0 and self.output_equal is not False
+        file_equal = self.output_equal is not False and self.first_difference is None
+        return self.unexplained == 0 and file_equal
+
+
+def run_parity(request: ParityRequest, reporter: StageReporter) -> ParityResult:
+    """Open every form that the request names and compare them.
+
+    Raises:
+        BadInputError: config, weights, file or frame cannot be used.
+    """
+    config = load_config(request.config)
+    device = choose_device(request.device)
+    onnx = None
+    if request.onnx is not None:
+        require_no_errors(request.onnx, check_exported(request.onnx))
+        onnx = request.onnx
+    forms = Forms(
+        fake=open_detector(config, request.weights, Engine.FAKE, device),
+        engine=open_detector(config, request.weights, Engine.INT8, device),
+        float=None
+        if request.float_weights is None
+        else open_detector(config, request.float_weights, Engine.FLOAT, device),
+    )
+    x = forms.engine.read([choose_cloud(config, request.choice)])
+    with reporter.stage("parity", f"comparing on {request.choice}, {len(x.sites)} voxels"):
+        return measure_parity(forms, x, onnx)
 
 
 def measure_parity(forms: Forms, x: SparseTensor, onnx: Path | bytes | None = None) -> ParityResult:
@@ -90,7 +132,7 @@ def measure_parity(forms: Forms, x: SparseTensor, onnx: Path | bytes | None = No
                 codes=codes,
                 differing_codes=entry.differing if codes else 0,
                 largest_code_difference=int(entry.largest) if codes else 0,
-                file_equals_engine=_equal(record, file_nodes[name]) if file_nodes else None,
+                file_equals_engine=_equal(record, file_nodes.get(name)),
             )
         )
     return _summarise(layers, sum(e.unexplained for e in given_equal_inputs.values()), output_equal)
@@ -101,16 +143,26 @@ def _run_file(
 ) -> tuple[dict[str, NodeOutput], bool | None]:
     if onnx is None:
         return {}, None
-    run = FileRunner(onnx)(x.features, x.coords_bzyx, x.spatial_shape)
+    run = FileRunner(onnx, x.features.device)(x.features, x.coords_bzyx, x.spatial_shape)
     with torch.no_grad():
         expected = engine.backbone(x)
+    modules = {path for path, _ in engine.named_modules()}
+    foreign = sorted(run.by_module.keys() - modules)
+    if foreign or len(run.outputs) != 1:
+        odd = f"node of module {foreign[0]}" if foreign else f"{len(run.outputs)} outputs"
+        raise ExportError(
+            f"got a file with {odd}, which this model does not have; give the file that was "
+            "exported from these weights"
+        )
     (output,) = run.outputs.values()
     return run.by_module, torch.equal(output.values, expected.float())
 
 
-def _equal(record: NodeRecord, out: NodeOutput) -> bool:
+def _equal(record: NodeRecord, out: NodeOutput | None) -> bool | None:
+    """None where the file does not say which node stands for the layer."""
+    if out is None or out.coords_bzyx is None:
+        return None
     mine = record.output
-    assert out.coords_bzyx is not None  # convolutions and sums are sparse
     same_sites = torch.equal(mine.coords_bzyx, out.coords_bzyx)
     return same_sites and torch.equal(mine.features.to(out.features.dtype), out.features)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from voxelquant.data.records import FrameDataset
 from voxelquant.detection.config import load_config
-from voxelquant.errors import CalibrationError
+from voxelquant.errors import CalibrationError, DatasetError
 from voxelquant.quant.calibrate import TensorStatistics, calibrate
 from voxelquant.quant.insert import quantize
-from voxelquant.quant.recipe import load_recipe
+from voxelquant.quant.recipe import Recipe, load_recipe
 from voxelquant.quant.spec import Method
 from voxelquant.quant.state import QuantState
-from voxelquant.recipes.artifacts import provenance, write_json_atomic
-from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
+from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.detect import Detector, Engine, open_detector
 from voxelquant.recipes.progress import Advance, StageReporter
 from voxelquant.recipes.train_run import choose_device
@@ -36,7 +36,7 @@ class PtqRequest:
     batch_size: int = 1
     method: Method | None = None
     recipe: str = "reference"
-    split: str = "train"
+    split: str | None = None
     version: str | None = None
     device: str = "auto"
 
@@ -56,17 +56,24 @@ def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
         BadInputError: config, dataset, weights or recipe cannot be used.
     """
     config = load_config(request.config)
-    dataset = open_dataset(config, request.data, request.split, request.version)
+    policy = load_recipe(request.recipe)
+    dataset = open_dataset(
+        config, request.data, request.split, request.version, purpose=Purpose.TRAIN
+    )
     device = choose_device(request.device)
     detector = open_detector(config, request.weights, Engine.FLOAT, device)
     batches = min(request.calibrate_batches, len(dataset) // request.batch_size)
-    if batches < request.calibrate_batches:
-        reporter.say(f"only {batches} batches of {request.batch_size} in split {request.split}")
+    if 0 < batches < request.calibrate_batches:
+        reporter.say(
+            f"split {dataset.split} has {len(dataset)} frames: calibrating on {batches} batches of "
+            f"{request.batch_size}, not {request.calibrate_batches}"
+        )
+    make_work_dir(request.work_dir)
     with reporter.stage("ptq", f"calibrating on {batches} batches") as advance:
         calibrated = quantize_detector(
             detector,
             calibration_batches(detector, dataset, batches, request.batch_size),
-            recipe=request.recipe,
+            recipe=policy,
             method=request.method,
             progress=advance,
         )
@@ -74,7 +81,8 @@ def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
     calibrated.state.save(state_path)
     ranges = {name: entry.amax for name, entry in calibrated.statistics.items()}
     payload = {
-        "recipe": request.recipe,
+        "recipe": policy.name,
+        "split": dataset.split,
         "calibrate_batches": batches,
         "amax": ranges,
         "request": {k: v for k, v in asdict(request).items() if k not in ("work_dir", "data")},
@@ -98,14 +106,20 @@ def calibration_batches(
         )
     for batch in range(batches):
         rows = range(batch * batch_size, (batch + 1) * batch_size)
-        yield detector.read([dataset[row].points for row in rows])
+        frames = [dataset[row] for row in rows]
+        try:
+            x = detector.read([frame.points for frame in frames])
+        except DatasetError as error:
+            tokens = ", ".join(frame.token for frame in frames)
+            raise DatasetError(f"calibration samples {tokens}: {error}") from None
+        yield x
 
 
 def quantize_detector(
     detector: Detector,
     batches: Iterator[SparseTensor],
     *,
-    recipe: str = "reference",
+    recipe: str | Recipe = "reference",
     method: Method | None = None,
     progress: Advance | None = None,
 ) -> Calibrated:

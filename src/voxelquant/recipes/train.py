@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from voxelquant.data.augment import Augmentation
 from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.detector import CenterPoint
@@ -63,7 +62,7 @@ def train(
 
     Args:
         config: detector and training settings.
-        source: frames of every step.
+        source: augmented frames of every step.
         run: length, batch, seed, device, checkpoints.
         resume: continue from `work_dir/checkpoint.safetensors`.
         log: called with a flat record every `log_every` steps.
@@ -85,21 +84,24 @@ def train(
         run.total_steps, schedule.lr_max, schedule.moms, schedule.div_factor, schedule.pct_start
     )
     started = window_start = time.perf_counter()
-    while step < run.total_steps:
+    logged = step
+    for frames in source.batches(step, run.batch_size):
+        if step >= run.total_steps:
+            break
         lr = set_cycle(optimizer, cycle, step)
-        frames = augment_batch(source.batch(step, run.batch_size), config, run.seed, step)
         terms = train_step(model, optimizer, frames, config, run)
         step += 1
-        if step % run.log_every == 0 and log is not None:
-            seconds = time.perf_counter() - window_start
-            log(_record(step, lr, terms, run.log_every * run.batch_size / seconds))
-            window_start = time.perf_counter()
-        out_of_time = (
-            run.stop_after_s is not None and time.perf_counter() - started > run.stop_after_s
+        seconds = time.perf_counter() - started
+        last = step == run.total_steps or (
+            run.stop_after_s is not None and seconds > run.stop_after_s
         )
-        if step % run.checkpoint_every == 0 or step == run.total_steps or out_of_time:
+        if log is not None and (step % run.log_every == 0 or last):
+            window_s = time.perf_counter() - window_start
+            log(_record(step, lr, terms, (step - logged) * run.batch_size / window_s))
+            logged, window_start = step, time.perf_counter()
+        if step % run.checkpoint_every == 0 or last:
             save_training_state(checkpoint, model, optimizer, step)
-        if out_of_time:
+        if last:
             break
     return model, step
 
@@ -124,16 +126,6 @@ def set_cycle(optimizer: torch.optim.Optimizer, cycle: OneCycle, step: int) -> f
         group["lr"] = lr
         group["betas"] = (beta1, group["betas"][1])
     return lr
-
-
-def augment_batch(frames: list[Frame], config: DetectorConfig, seed: int, step: int) -> list[Frame]:
-    """Augment every frame with randomness that depends on seed, step and place in the batch."""
-    augmentation = Augmentation.from_config(config.train.augmentation)
-    augmented = []
-    for index, frame in enumerate(frames):
-        generator = torch.Generator().manual_seed((seed * 7_919 + step) * 4_099 + index)
-        augmented.append(augmentation(frame, generator))
-    return augmented
 
 
 def train_step(

@@ -9,15 +9,26 @@ from pathlib import Path
 
 import torch
 
-from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.data.records import FrameDataset
+from voxelquant.data.sampling import class_balanced_order
 from voxelquant.detection.checkpoint import save_weights
 from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
 from voxelquant.errors import BadInputError
-from voxelquant.recipes.artifacts import provenance, write_json_atomic, write_text_atomic
-from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.artifacts import (
+    make_work_dir,
+    provenance,
+    write_json_atomic,
+    write_text_atomic,
+)
+from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.train import TrainingRun, train
-from voxelquant.recipes.training_source import DatasetSource, SyntheticSource, TrainingSource
+from voxelquant.recipes.training_source import (
+    DatasetSource,
+    SyntheticSource,
+    TrainingSource,
+    training_transforms,
+)
 
 # `--data synthetic`: frames are generated as training goes, nothing is read from disk.
 SYNTHETIC = "synthetic"
@@ -31,7 +42,8 @@ class TrainRequest:
         config: bundled name or path.
         data: root of a nuScenes-format dataset, or `synthetic`.
         work_dir: where weights, checkpoint, log and metrics go.
-        split: split to train on, for a dataset on disk.
+        split: split to train on, for a dataset on disk; default: its split for training.
+        version: version folder of the dataset; default: the only one.
         steps: optimisation steps of the whole schedule; default: the config's epochs.
         batch_size: frames a step.
         seed: seed of initialisation, order, augmentation and of the synthetic world.
@@ -41,12 +53,14 @@ class TrainRequest:
         stop_after_s: leave with a checkpoint after so many seconds.
         pool_size: synthetic frames held on the device.
         turnover: synthetic frames replaced before each step.
+        num_workers: processes that read a dataset on disk ahead of the training.
     """
 
     config: str
     data: str
     work_dir: Path
-    split: str = "train"
+    split: str | None = None
+    version: str | None = None
     steps: int | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -56,6 +70,7 @@ class TrainRequest:
     stop_after_s: float | None = None
     pool_size: int = 1024
     turnover: int = 2
+    num_workers: int = 0
 
 
 def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
@@ -82,7 +97,9 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
         amp=request.amp,
         stop_after_s=request.stop_after_s,
     )
-    request.work_dir.mkdir(parents=True, exist_ok=True)
+    if config.train.object_sampler is not None:
+        reporter.say("note: the config's object_sampler (pasted objects) is not applied")
+    make_work_dir(request.work_dir)
     write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
     return _train_and_save(config, source, run, request, reporter)
 
@@ -107,9 +124,31 @@ def _open_source(request: TrainRequest, config: DetectorConfig, device: str) -> 
             pool_size=request.pool_size,
             turnover=request.turnover,
             device=device,
+            transforms=training_transforms(config),
         )
-    dataset: NuScenesDataset = open_dataset(config, request.data, request.split)
-    return DatasetSource(dataset, range(len(dataset)), seed=request.seed, device=device)
+    dataset = open_dataset(
+        config, request.data, request.split, request.version, purpose=Purpose.TRAIN
+    )
+    return DatasetSource(
+        dataset,
+        epoch_order(dataset, config, request.seed),
+        seed=request.seed,
+        device=device,
+        transforms=training_transforms(config),
+        num_workers=request.num_workers,
+    )
+
+
+def epoch_order(dataset: FrameDataset, config: DetectorConfig, seed: int) -> list[int]:
+    """Dataset indices of one epoch, resampled by class if the config says so.
+
+    Raises:
+        DatasetError: class-balanced, and no frame shows any class.
+    """
+    if not config.train.class_balanced:
+        return list(range(len(dataset)))
+    classes = [dataset.classes_in(index) for index in range(len(dataset))]
+    return class_balanced_order(classes, len(config.class_names), seed=seed)
 
 
 def _train_and_save(
@@ -120,6 +159,8 @@ def _train_and_save(
     reporter: StageReporter,
 ) -> Path:
     log_path = request.work_dir / "log.jsonl"
+    if not request.resume:
+        log_path.unlink(missing_ok=True)
     started = time.perf_counter()
     with reporter.stage("train", f"training {config.name} for {run.total_steps} steps") as advance:
 

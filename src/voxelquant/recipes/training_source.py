@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from typing import Protocol
 
 import torch
 
+from voxelquant.data.augment import Augmentation, drop_boxes_outside
 from voxelquant.data.frame import Frame
-from voxelquant.data.records import FrameDataset
+from voxelquant.data.loader import Frames, LoaderOptions, RandomTransform, training_loader
+from voxelquant.data.sampling import EpochSampler, Shard
 from voxelquant.data.synthetic import generate_frames
+from voxelquant.detection.config import DetectorConfig
 
 _FRAMES_AT_ONCE = 16
 
@@ -23,9 +27,26 @@ class TrainingSource(Protocol):
         """Number of distinct frames that count as one pass."""
         ...
 
-    def batch(self, step: int, batch_size: int) -> list[Frame]:
-        """Frames of one optimisation step, not yet augmented."""
+    def batches(self, first_step: int, batch_size: int) -> Iterator[list[Frame]]:
+        """Augmented frames of step `first_step` and all that follow, without end."""
         ...
+
+
+@dataclass(frozen=True)
+class DropBoxesOutside:
+    """Drop what augmentation, or the dataset, left wholly outside the detector's range."""
+
+    point_range: tuple[float, float, float, float, float, float]
+
+    def __call__(self, frame: Frame, generator: torch.Generator) -> Frame:
+        """The frame with the boxes that reach into the range."""
+        return drop_boxes_outside(frame, self.point_range)
+
+
+def training_transforms(config: DetectorConfig) -> tuple[RandomTransform, ...]:
+    """What happens to every training frame of a config, in det3d's order."""
+    augmentation = Augmentation.from_config(config.train.augmentation)
+    return augmentation, DropBoxesOutside(config.point_range)
 
 
 class SyntheticSource:
@@ -40,15 +61,23 @@ class SyntheticSource:
         pool_size: frames held on the device (about 6 MB each).
         turnover: frames replaced a step, on average.
         device: where frames are generated and kept.
+        transforms: applied to every frame that is drawn, one after the other.
     """
 
     def __init__(
-        self, *, seed: int, pool_size: int, turnover: int, device: torch.device | str
+        self,
+        *,
+        seed: int,
+        pool_size: int,
+        turnover: int,
+        device: torch.device | str,
+        transforms: Sequence[RandomTransform] = (),
     ) -> None:
         self.seed = seed
         self.pool_size = pool_size
         self.turnover = turnover
         self.device = torch.device(device)
+        self.transforms = tuple(transforms)
         self._frames: dict[int, Frame] = {}  # by slot
         self._frame_ids: dict[int, int] = {}  # by slot
         self._replaced = -1
@@ -58,8 +87,21 @@ class SyntheticSource:
         """The pool counts as one pass."""
         return self.pool_size
 
-    def batch(self, step: int, batch_size: int) -> list[Frame]:
-        """`batch_size` frames drawn from the pool as it stands at this step."""
+    def batches(self, first_step: int, batch_size: int) -> Iterator[list[Frame]]:
+        """Augmented frames of step `first_step` and all that follow."""
+        for step in count(first_step):
+            frames = enumerate(self.draw(step, batch_size))
+            yield [self._augment(frame, step, index) for index, frame in frames]
+
+    def _augment(self, frame: Frame, step: int, index: int) -> Frame:
+        """With randomness that depends on seed, step and place in the batch."""
+        generator = torch.Generator().manual_seed((self.seed * 7_919 + step) * 4_099 + index)
+        for transform in self.transforms:
+            frame = transform(frame, generator)
+        return frame
+
+    def draw(self, step: int, batch_size: int) -> list[Frame]:
+        """`batch_size` frames drawn from the pool as it stands at this step, as they are."""
         self._fill(step)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         chosen = torch.randint(self.pool_size, (batch_size,), generator=generator)
@@ -97,44 +139,54 @@ def keep_seen_boxes(frame: Frame) -> Frame:
 
 
 class DatasetSource:
-    """Frames of an indexable dataset, reshuffled every epoch, optionally class-balanced.
+    """Frames of a dataset, shuffled anew every epoch, read and augmented by worker processes.
+
+    Every epoch has the same number of whole batches; the remainder, others each time, is left out.
+    Epoch and place in it follow from the step, hence so do frames and augmentation.
 
     Args:
-        dataset: frames on disk.
+        dataset: annotated frames.
         order: dataset indices that make up one epoch (class-balanced resampling repeats some).
-        seed: seed of the shuffling.
+        seed: seed of shuffling and augmentation.
         device: where batches are sent.
-        shard: (rank, world size); ranks draw disjoint parts of each epoch.
+        transforms: applied to every frame, one after the other.
+        num_workers: processes that read ahead; they do not change what is read.
+        shard: ranks draw disjoint parts of each epoch.
     """
 
     def __init__(
         self,
-        dataset: FrameDataset,
+        dataset: Frames,
         order: Sequence[int],
         *,
         seed: int,
         device: torch.device | str,
-        shard: tuple[int, int] = (0, 1),
+        transforms: Sequence[RandomTransform] = (),
+        num_workers: int = 0,
+        shard: Shard | None = None,
     ) -> None:
         self.dataset = dataset
-        self.order = list(order)
-        self.seed = seed
+        self.sampler = EpochSampler(order, seed=seed, shard=shard)
         self.device = torch.device(device)
-        self.shard = shard
+        self.transforms = tuple(transforms)
+        self.num_workers = num_workers
 
     @property
     def frames_per_epoch(self) -> int:
         """Frames of one pass that this rank sees."""
-        return len(self.order) // self.shard[1]
+        return len(self.sampler.order) // self.sampler.shard.world_size
 
-    def batch(self, step: int, batch_size: int) -> list[Frame]:
-        """Frames `step * batch_size ...` of the endless sequence of shuffled epochs."""
-        frames = []
-        for position in range(step * batch_size, (step + 1) * batch_size):
-            epoch, index = divmod(position, self.frames_per_epoch)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            shuffled = torch.randperm(len(self.order), generator=generator)
-            rank, world = self.shard
-            chosen = self.order[int(shuffled[index * world + rank])]
-            frames.append(self.dataset[chosen].to(self.device))
-        return frames
+    def batches(self, first_step: int, batch_size: int) -> Iterator[list[Frame]]:
+        """Augmented frames of step `first_step` and all that follow."""
+        pinned = self.device.type == "cuda"
+        options = LoaderOptions(batch_size, self.num_workers, pinned)
+        loader = training_loader(
+            self.dataset, self.sampler, transforms=self.transforms, options=options
+        )
+        steps_per_epoch = max(1, self.frames_per_epoch // batch_size)
+        epoch, done = divmod(first_step, steps_per_epoch)
+        while True:
+            self.sampler.set_epoch(epoch, skip=done * batch_size)
+            for batch in islice(loader, steps_per_epoch - done):
+                yield list(batch.to(self.device).frames)
+            epoch, done = epoch + 1, 0

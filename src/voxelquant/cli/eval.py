@@ -1,0 +1,35 @@
+"""`voxelquant eval`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("config")
+@click.option("--data", required=True, help="Root of a nuScenes-format dataset.")
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Float weights, or ptq.safetensors for engine fake or int8.",
+)
+@click.option(
+    "--engine",
+    default="float",
+    show_default=True,
+    type=click.Choice(["float", "fake", "int8"]),
+    help="fake: simulated; int8: executed in integers.",
+)
+@click.option("--work-dir", default="runs/eval", show_default=True, type=click.Path(path_type=Path))
+@click.option("--split", help="Default: the dataset's split for validation.")
+@click.option("--version", help="Version folder; default: the only one.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def command(**options: object) -> None:
+    """Score the detector CONFIG with the official nuScenes metric."""
+    from voxelquant.recipes.evaluate import EvaluateRequest, run_evaluation
+    from voxelquant.recipes.progress import StageReporter
+    from voxelquant.recipes.result_text import print_evaluation
+
+    request = EvaluateRequest(**options)  # type: ignore[arg-type]
+    print_evaluation(run_evaluation(request, StageReporter()), request.engine)
