@@ -13,7 +13,7 @@ from voxelquant.report import bev
 from voxelquant.report.model import FramePicture, RunReport
 
 NONE = np.zeros((0, 9), dtype=np.float32)
-HALF_WIDTH_M = 40.0
+HALF_WIDTH_M = 45.0  # what the tests look up lies on whole pixels
 
 
 def box(x_m: float, y_m: float, theta_rad: float) -> np.ndarray:
@@ -52,18 +52,25 @@ def test_a_box_stands_where_it_is_and_points_where_it_heads() -> None:
 
 
 def test_y_points_up() -> None:
-    colour_at = draw(int8_boxes=box(0, 25, theta_rad=np.pi / 2))  # along +y: 19..31
-    assert is_colour(colour_at(0.0, 28), bev.INT8)
+    colour_at = draw(float_boxes=box(0, 25, theta_rad=np.pi / 2))  # along +y: 19..31
+    assert is_colour(colour_at(0.0, 28), bev.FLOAT)
     assert is_colour(colour_at(0.0, 22), bev.GROUND)
     assert is_colour(colour_at(0.0, -28), bev.GROUND)
 
 
-def test_int8_lies_on_top_of_float_on_top_of_truth() -> None:
+def test_where_float_and_int8_agree_both_show_in_turn_on_top_of_truth() -> None:
     same = box(12, 5, theta_rad=0.0)
     colour_at = draw(ground_truth=same, float_boxes=same, int8_boxes=same)
-    assert is_colour(colour_at(18, 4), bev.INT8)
+    left_edge = [colour_at(x_m, 7) for x_m in np.arange(6.5, 17.5, 0.05)]
+    assert any(is_colour(seen, bev.FLOAT) for seen in left_edge)
+    assert any(is_colour(seen, bev.INT8) for seen in left_edge)
     filled = colour_at(9, 4)
-    assert (filled > np.array(to_rgb(bev.GROUND)) + 0.2).all()
+    assert filled[1] > to_rgb(bev.GROUND)[1] + 0.15  # green
+
+
+def test_a_float_box_that_int8_misses_is_solid() -> None:
+    colour_at = draw(float_boxes=box(12, 5, theta_rad=0.0))
+    assert all(is_colour(colour_at(x_m, 7), bev.FLOAT) for x_m in np.arange(6.5, 17.5, 0.05))
 
 
 def test_the_same_picture_gives_the_same_bytes(run_report: RunReport) -> None:

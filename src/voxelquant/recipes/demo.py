@@ -53,7 +53,7 @@ class DemoPlan:
     calibration_scenes: int = 10
     validation_scenes: int = 21
     key_frames: int = 2
-    pictures: int = 3
+    pictures: int = 4
 
 
 @dataclass

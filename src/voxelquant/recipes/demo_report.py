@@ -55,8 +55,7 @@ def draw_demo_report(
             synthetic=True,
             frames=len(dataset),
             boxes=sum(result["instances"].values()),
-            note="boxes: distinct instances within the range of the metric; "
-            f"seeds {result['seeds']}",
+            note=_seeds_in_words(result["seeds"]),
         ),
         scores=tuple(_score(engine, score) for engine, score in scores.items()),
         calibration={
@@ -73,14 +72,19 @@ def draw_demo_report(
     return write_report(folder)
 
 
+def _seeds_in_words(seeds: Mapping[str, int]) -> str:
+    named = ", ".join(f"{purpose} {seed}" for purpose, seed in seeds.items())
+    return f"Boxes are distinct instances within the range of the metric. World seeds: {named}."
+
+
 def _summary(result: Mapping[str, Any]) -> str:
     parity = result["parity"]
     same = "equals" if parity["engine_equals_file"] else "does NOT equal"
     return (
         "A CenterPoint with an INT8 sparse backbone, scored by nuscenes-devkit on synthetic "
         f"frames. The exported file, executed from its bytes, {same} the integer engine bit for "
-        f"bit; given equal inputs, {parity['flip_rate']:.2e} of the fake-quant codes differ from "
-        f"the engine's, {parity['unexplained']} of them beyond rounding."
+        f"bit; given equal inputs, {1e6 * parity['flip_rate']:.2g} in a million fake-quant codes "
+        f"differ from the engine's, {parity['unexplained']} of them beyond rounding."
     )
 
 
@@ -105,13 +109,19 @@ def _pictures(
         frame = dataset[index]
         boxes = frame.boxes_det3d
         truth = np.zeros((0, 9), np.float32) if boxes is None else boxes.numpy()
+        found_float = _shown(scores[Engine.FLOAT].detections[frame.token])
+        found_int8 = _shown(scores[Engine.INT8].detections[frame.token])
+        sample = dataset.nusc.get("sample", frame.token)
+        scene = dataset.nusc.get("scene", sample["scene_token"])["name"]
         pictures.append(
             FramePicture(
-                caption=f"validation frame {index}",
+                caption=f"Scene {scene}, validation frame {index}: {len(truth)} boxes annotated, "
+                f"{len(found_float)} found by float, {len(found_int8)} by the int8 engine "
+                f"(score above {_SHOWN_SCORE:g}).",
                 points=frame.points.numpy(),
                 ground_truth=truth,
-                float_boxes=_shown(scores[Engine.FLOAT].detections[frame.token]),
-                int8_boxes=_shown(scores[Engine.INT8].detections[frame.token]),
+                float_boxes=found_float,
+                int8_boxes=found_int8,
             )
         )
     return tuple(pictures)
