@@ -175,8 +175,6 @@ def test_failed_save_leaves_nothing(tmp_path, trained, monkeypatch) -> None:
         save_weights(model, tmp_path / "overflow.safetensors", half=True)
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
         save_weights(model, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        save_weights(model, tmp_path / "absent" / "model.safetensors")
 
     def broken(*_args: object) -> None:
         raise OSError("disk full")

@@ -80,10 +80,8 @@ def test_names_that_are_no_text_are_refused(residual_graph) -> None:
 
 
 def test_writing_never_leaves_half_a_file(residual_graph, tmp_path) -> None:
-    with pytest.raises(ExportError, match="cannot write"):
-        write(residual_graph, tmp_path / "no" / "such" / "folder.onnx")
     (tmp_path / "taken.onnx").mkdir()
-    with pytest.raises(ExportError, match="cannot write"):
+    with pytest.raises(ExportError, match="cannot be written"):
         write(residual_graph, tmp_path / "taken.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["taken.onnx"]
 

@@ -1,4 +1,3 @@
-import errno
 import json
 import shutil
 import subprocess
@@ -10,46 +9,7 @@ import pytest
 import torch
 
 import voxelquant
-from voxelquant.errors import BadInputError
 from voxelquant.recipes import artifacts
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = artifacts.write_text_atomic(tmp_path / "result.json", "old")
-
-    def write_half() -> None:
-        with artifacts.atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("interrupted")
-
-    with pytest.raises(RuntimeError, match="interrupted"):
-        write_half()
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_the_temporary_sibling_keeps_the_suffix(tmp_path: Path) -> None:
-    """Some writers choose the format, or append an ending, by the suffix."""
-    with artifacts.atomic_path(tmp_path / "deep" / "scn.onnx") as temporary:
-        assert temporary.suffix == ".onnx"
-        assert temporary.parent == tmp_path / "deep"
-        temporary.write_bytes(b"x")
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["scn.onnx"]
-
-
-def test_a_folder_that_is_a_file_is_bad_input(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(BadInputError, match=r"taken/result\.json: cannot be written"):
-        artifacts.write_json_atomic(tmp_path / "taken" / "result.json", {})
-
-
-def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
-    with (
-        pytest.raises(BadInputError, match="the disk is full"),
-        artifacts.atomic_path(tmp_path / "ptq.safetensors"),
-    ):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_strict_and_plain(tmp_path: Path) -> None:

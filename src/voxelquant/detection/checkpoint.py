@@ -1,6 +1,5 @@
 """Load trained weights into a detector, and save them."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from voxelquant.atomic_file import atomic_path
 from voxelquant.detection.checkpoint_files import (
     find_state_dict,
     read_safetensors,
@@ -162,12 +162,5 @@ def save_weights(
         narrow = half and name not in exact and value.dtype.is_floating_point
         stored = value.detach().to("cpu", torch.float16 if narrow else value.dtype)
         tensors[name] = _checked(name, stored, stored).contiguous()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Not save_file: its files can be read by their owner alone.
-        partial.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path, CheckpointError) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from voxelquant import __version__
+from voxelquant.atomic_file import atomic_path
 from voxelquant.errors import ExportError
 from voxelquant.export.attributes import write_attribute
 from voxelquant.export.ir import (
@@ -27,20 +27,12 @@ def write(graph: Graph, path: str | Path) -> Path:
     """Write the graph to `path`, which then holds the whole file or what it held before.
 
     Raises:
-        ExportError: the folder does not exist or cannot be written.
+        ExportError: the folder cannot be made or written.
     """
-    target = Path(path)
     content = serialize(graph)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path, ExportError) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, target)
-    except OSError as reason:
-        temporary.unlink(missing_ok=True)
-        raise ExportError(
-            f"cannot write {target}: {reason.strerror}; choose a file name in a writable folder"
-        ) from None
-    return target
+    return Path(path)
 
 
 def serialize(graph: Graph) -> bytes:

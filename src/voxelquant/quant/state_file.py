@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from voxelquant.atomic_file import atomic_path
 from voxelquant.errors import ConfigError, GeometryError, QuantStateError
 from voxelquant.quant.plan import PrecisionPlan
 from voxelquant.quant.plan_json import plan_from_json, plan_to_json
@@ -56,15 +56,8 @@ def write_state(path: Path, content: StateContent) -> None:
         }
     except TypeError as error:
         raise QuantStateError(f"{path}: got metadata that is not JSON ({error})") from error
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, QuantStateError) as unfinished:
         unfinished.write_bytes(safetensors.torch.save(content.tensors, metadata=header))
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise QuantStateError(f"{path}: cannot be written ({error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> StateContent:

@@ -1,19 +1,17 @@
 """What a run leaves behind: whole files or none, and the provenance beside every number."""
 
-import errno
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from voxelquant import __version__
-from voxelquant.errors import BadInputError
+from voxelquant.atomic_file import atomic_path, open_sibling
 from voxelquant.recipes.machine import describe_machine, package_version
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -26,46 +24,11 @@ def make_work_dir(folder: Path) -> None:
     Raises:
         BadInputError: the folder cannot be made or written.
     """
-    _open_sibling(folder / "probe").unlink()
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; it takes the final name only if nothing was raised.
-
-    Raises:
-        BadInputError: the folder cannot be made or written, or the disk is full.
-    """
-    final = Path(path)
-    temporary = _open_sibling(final)
-    mode = temporary.stat().st_mode
-    try:
-        yield temporary
-        temporary.chmod(mode)  # some writers make the file anew, for their user alone
-        os.replace(temporary, final)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInputError(f"{final}: the disk is full; make room and run again") from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _open_sibling(final: Path) -> Path:
-    """An empty file beside `final`, hence on the same file system, with ordinary permissions."""
-    sibling = final.with_name(f".{final.stem}.{os.getpid()}{final.suffix}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        sibling.touch()
-    except OSError as error:
-        raise BadInputError(
-            f"{final}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
-    return sibling
+    open_sibling(folder / "probe").unlink()
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text under its final name only once it is complete."""
+    """Write UTF-8 text, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxelquant.atomic_file import atomic_path
 from voxelquant.errors import BadInputError
-from voxelquant.recipes.artifacts import atomic_path, write_text_atomic
+from voxelquant.recipes.artifacts import write_text_atomic
 from voxelquant.report.html import render_report
 from voxelquant.report.model import (
     DatasetSummary,

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from voxelquant.atomic_file import atomic_path
 from voxelquant.errors import CheckpointError
-from voxelquant.recipes.artifacts import atomic_path
 
 
 def save_training_state(

@@ -1,0 +1,56 @@
+"""Files appear whole or not at all, whichever room writes them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voxelquant.errors import BadInputError
+
+
+@contextmanager
+def atomic_path(
+    path: str | os.PathLike[str], error: type[BadInputError] = BadInputError
+) -> Iterator[Path]:
+    """Yield a temporary sibling to write to; it takes the final name only if nothing was raised.
+
+    The folder is made if need be; what stood under the final name stays until then.
+
+    Args:
+        path: final name.
+        error: what to raise when the file cannot be written.
+
+    Raises:
+        BadInputError: as `error`: the folder cannot be made or written, or the disk is full.
+    """
+    final = Path(path)
+    sibling = open_sibling(final, error)
+    mode = sibling.stat().st_mode
+    try:
+        yield sibling
+        sibling.chmod(mode)  # some writers make the file anew, for their user alone
+        os.replace(sibling, final)
+    except OSError as reason:
+        raise _cannot_write(final, reason, error) from reason
+    finally:
+        sibling.unlink(missing_ok=True)
+
+
+def open_sibling(final: Path, error: type[BadInputError] = BadInputError) -> Path:
+    """An empty file beside `final`, hence on the same file system, with ordinary permissions.
+
+    Raises:
+        BadInputError: as `error`: the folder cannot be made or written.
+    """
+    sibling = final.with_name(f".{final.stem}.{os.getpid()}{final.suffix}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        sibling.touch()
+    except OSError as reason:
+        raise _cannot_write(final, reason, error) from reason
+    return sibling
+
+
+def _cannot_write(final: Path, reason: OSError, error: type[BadInputError]) -> BadInputError:
+    why = reason.strerror or reason
+    return error(f"{final}: cannot be written ({why}); make room, or choose another folder")
