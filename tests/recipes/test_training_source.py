@@ -1,8 +1,19 @@
+from dataclasses import replace
+from itertools import islice
+
 import pytest
+import torch
 
 from voxelquant.data.frame import Frame
+from voxelquant.data.sampling import Shard
+from voxelquant.detection.config import load_config
 from voxelquant.recipes import training_source
-from voxelquant.recipes.training_source import SyntheticSource
+from voxelquant.recipes.training_source import (
+    DatasetSource,
+    DropBoxesOutside,
+    SyntheticSource,
+    training_transforms,
+)
 
 
 @pytest.fixture
@@ -52,3 +63,96 @@ def test_without_turnover_the_pool_stays(made: list[int]) -> None:
     for step in range(10):
         pool.draw(step, 4)
     assert made == list(range(40))
+
+
+class NumberedFrames:
+    """Frames whose token is their index, each with a point and a box at x = index."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> Frame:
+        box = torch.tensor([[float(index), 0, 0, 2, 4, 1.5, 0, 0, 0]])
+        return Frame(
+            token=str(index),
+            points=torch.tensor([[float(index), 1, 2, 3, 0]]),
+            boxes_det3d=box,
+            labels=torch.zeros(1, dtype=torch.int64),
+            num_lidar_pts=torch.ones(1, dtype=torch.int64),
+            ref_to_ego=torch.eye(4, dtype=torch.float64),
+            ego_to_global=torch.eye(4, dtype=torch.float64),
+            timestamp=0.0,
+        )
+
+
+def on_disk(n: int = 7, shard: Shard | None = None) -> DatasetSource:
+    transforms = training_transforms(load_config("centerpoint_tiny"))
+    return DatasetSource(
+        NumberedFrames(n), range(n), seed=3, device="cpu", transforms=transforms, shard=shard
+    )
+
+
+def taken(source: DatasetSource, first_step: int, steps: int) -> list[list[Frame]]:
+    return list(islice(source.batches(first_step, 2), steps))
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 4, 8])
+def test_batches_from_disk_follow_from_the_step(first_step: int) -> None:
+    unbroken = taken(on_disk(), 0, 11)[first_step:]
+    resumed = taken(on_disk(), first_step, 11 - first_step)
+    for ours, theirs in zip(resumed, unbroken, strict=True):
+        assert [frame.token for frame in ours] == [frame.token for frame in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine.points, other.points)  # augmented alike
+
+
+def test_no_frame_comes_twice_in_an_epoch_and_epochs_differ() -> None:
+    batches = taken(on_disk(), 0, 9)
+    epochs = [[f.token for batch in batches[i : i + 3] for f in batch] for i in (0, 3, 6)]
+    assert all(len(set(epoch)) == 6 for epoch in epochs)  # three whole batches of seven frames
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_ranks_see_different_frames() -> None:
+    tokens = [
+        {f.token for batch in taken(on_disk(8, Shard(rank, 2)), 0, 2) for f in batch}
+        for rank in range(2)
+    ]
+    assert tokens[0] | tokens[1] == {str(i) for i in range(8)}
+    assert not tokens[0] & tokens[1]
+
+
+def test_a_dataset_smaller_than_a_batch_is_one_batch() -> None:
+    assert [len(batch) for batch in taken(on_disk(1), 0, 3)] == [1, 1, 1]
+
+
+def test_boxes_outside_the_range_are_dropped() -> None:
+    drop = DropBoxesOutside((-10.0, -10.0, -5.0, 10.0, 10.0, 3.0))
+    near, far = (NumberedFrames(20)[index] for index in (3, 15))
+    generator = torch.Generator()
+    assert len(drop(near, generator).boxes_det3d) == 1
+    assert len(drop(far, generator).boxes_det3d) == 0
+
+
+def test_synthetic_batches_are_augmented_alike_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frames = NumberedFrames(50)
+    monkeypatch.setattr(
+        training_source,
+        "generate_frames",
+        lambda seed, scenes, **_: [replace(frames[s], token=f"{seed}-{s}") for s in scenes],
+    )
+    transforms = training_transforms(load_config("centerpoint_tiny"))
+
+    def batches(first_step: int, steps: int) -> list[list[Frame]]:
+        pool = SyntheticSource(seed=5, pool_size=8, turnover=4, device="cpu", transforms=transforms)
+        return list(islice(pool.batches(first_step, 3), steps))
+
+    for ours, theirs in zip(batches(5, 3), batches(0, 8)[5:], strict=True):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.token == other.token
+            assert torch.equal(mine.points, other.points)

@@ -81,7 +81,7 @@ def read_frame_file(path: Path, columns: int) -> Tensor:
 
 def _read_npz(path: Path, columns: int) -> NDArray[np.float32]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             points = stored["points"]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -63,13 +63,11 @@ def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
     device = choose_device(request.device)
     detector = open_detector(config, request.weights, Engine.FLOAT, device)
     batches = min(request.calibrate_batches, len(dataset) // request.batch_size)
-    if 0 < batches < request.calibrate_batches:
-        reporter.say(
-            f"split {dataset.split} has {len(dataset)} frames: calibrating on {batches} batches of "
-            f"{request.batch_size}, not {request.calibrate_batches}"
-        )
     make_work_dir(request.work_dir)
-    with reporter.stage("ptq", f"calibrating on {batches} batches") as advance:
+    title = f"calibrating on {batches} batches"
+    if batches < request.calibrate_batches:
+        title += f", not {request.calibrate_batches}: {dataset.split} has {len(dataset)} frames"
+    with reporter.stage("ptq", title) as advance:
         calibrated = quantize_detector(
             detector,
             calibration_batches(detector, dataset, batches, request.batch_size),

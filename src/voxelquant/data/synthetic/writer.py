@@ -114,6 +114,10 @@ def _renamed_when_complete(root: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
         folder.rename(root)
+    except OSError as error:
+        raise DatasetError(
+            f"{root}: cannot be written ({error.strerror}); choose another folder, or make room"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

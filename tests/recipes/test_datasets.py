@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from voxelquant.errors import DatasetError
+from voxelquant.recipes.datasets import Purpose, choose_split, find_version
+
+
+def tables(root: Path, version: str, *splits: str) -> Path:
+    folder = root / version
+    folder.mkdir(parents=True)
+    (folder / "sample.json").touch()
+    (folder / "splits.json").write_text(json.dumps({name: [] for name in splits}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("version", "train", "val"),
+    [("v1.0-trainval", "train", "val"), ("v1.0-mini", "mini_train", "mini_val")],
+)
+def test_the_splits_of_nuscenes_itself(tmp_path, version: str, train: str, val: str) -> None:
+    assert choose_split(tmp_path / version, Purpose.TRAIN) == train
+    assert choose_split(tmp_path / version, Purpose.VAL) == val
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "val"),
+    [
+        (("synthetic_train", "synthetic_val"), "synthetic_train", "synthetic_val"),
+        (("demo_calibration", "demo_validation"), "demo_calibration", "demo_validation"),
+        (("Night-Val", "trainer", "retrain_me", "training"), "training", "Night-Val"),
+    ],
+)
+def test_custom_splits_are_chosen_by_name(tmp_path, splits, train: str, val: str) -> None:
+    folder = tables(tmp_path, "v1.0-synthetic", *splits)
+    assert choose_split(folder, Purpose.TRAIN) == train
+    assert choose_split(folder, Purpose.VAL) == val
+
+
+@pytest.mark.parametrize("splits", [(), ("all",), ("a_val", "b_val")])
+def test_a_choice_that_is_not_clear_lists_the_splits(tmp_path, splits) -> None:
+    folder = tables(tmp_path, "v1.0-synthetic", *splits)
+    listed = ", ".join(splits) or "splits.json lists none"
+    with pytest.raises(DatasetError, match=f"choose one with --split: {listed}"):
+        choose_split(folder, Purpose.VAL)
+
+
+def test_the_only_version_is_found(tmp_path) -> None:
+    tables(tmp_path, "v1.0-mini")
+    assert find_version(tmp_path) == "v1.0-mini"
+    tables(tmp_path, "v1.0-trainval")
+    with pytest.raises(DatasetError, match=r"found v1.0-mini, v1.0-trainval.*--version"):
+        find_version(tmp_path)
