@@ -380,8 +380,8 @@ def test_an_export_that_cannot_be_written(config, state, frame, tmp_path, refusa
     file = tmp_path / "file"
     file.touch()
     export = ("export", config, "--weights", state, "--frame", frame)
-    assert "cannot write" in refusal(*export, "--out", file / "scn.onnx")
-    assert "cannot write" in refusal(*export, "--out", tmp_path)
+    assert "cannot be written" in refusal(*export, "--out", file / "scn.onnx")
+    assert "cannot be written" in refusal(*export, "--out", tmp_path)
     assert file.read_bytes() == b""
 
 

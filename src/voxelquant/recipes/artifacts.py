@@ -24,7 +24,7 @@ def make_work_dir(folder: Path) -> None:
     Raises:
         BadInputError: the folder cannot be made or written.
     """
-    open_sibling(folder / "probe").unlink()
+    open_sibling(folder / "metrics.json").unlink()
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> Path:
