@@ -326,6 +326,21 @@ def test_more_voxels_than_the_bound(config, state, frame, work, done, refusal, t
     assert "output_bound is 50" in refusal(*parity, "--frame", frame)
 
 
+def test_a_bare_array_under_the_name_of_an_archive(config, state, tmp_path, refusal) -> None:
+    np.save(tmp_path / "bare.npy", np.zeros((3, 5)))
+    bare = (tmp_path / "bare.npy").rename(tmp_path / "bare.npz")
+    assert "got an .npy" in refusal("parity", config, "--weights", state, "--frame", bare)
+
+
+def test_resuming_the_training_of_another_model(config, data, tmp_path, done, refusal) -> None:
+    train = ("--data", data, "--steps", 1, "--batch-size", 1, "--work-dir", tmp_path / "run")
+    done("train", config, *train)
+    line = refusal("train", "centerpoint_tiny", *train, "--resume")
+    assert "of another model" in line
+    assert "neck." in line
+    assert "name: small" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_frame_and_data_together(config, state, data, frame, work, refusal: Refusal) -> None:
     for verb in quantized_verbs(config, state, work):
         assert "--frame and --data" in refusal(*verb, "--frame", frame, "--data", data)
@@ -407,6 +422,11 @@ def test_a_folder_without_a_run(tmp_path, refusal: Refusal) -> None:
         ("synth", "--out", "x", "--scenes", "2", "--key-frames", "0"),
         ("synth", "--out", "x", "--scenes", "2", "--seed", "-1"),
         ("train", "centerpoint_tiny", "--data", "synthetic", "--work-dir", "x", "--stepz", "1"),
+        ("train", "centerpoint_tiny", "--data", "synthetic", "--work-dir", "x", "--seed", "-1"),
+        ("train", "centerpoint_tiny", "--data", "synthetic", "--work-dir", "x", "--pool-size", "0"),
+        ("train", "centerpoint_tiny", "--data", "d", "--work-dir", "x", "--num-workers", "-1"),
+        ("synth", "--out", "x", "--scenes", "2", "--device", "abacus"),
+        ("synth", "--out", "x", "--scenes", "2", "--device", "cuda:99"),
         ("check",),
     ],
     ids=" ".join,

@@ -8,7 +8,9 @@ import click
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Data root to make.")
 @click.option("--scenes", type=int, help="In all; a quarter becomes synthetic_val.")
-@click.option("--seed", default=0, show_default=True, help="Seeds share no scene.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seeds share no scene."
+)
 @click.option("--key-frames", default=2, show_default=True, help="Of each scene, 0.5 s apart.")
 @click.option(
     "--split", "splits", multiple=True, metavar="NAME=SCENES", help="Repeatable; not with --scenes."

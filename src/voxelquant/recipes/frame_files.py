@@ -85,9 +85,11 @@ def _read_npz(path: Path, columns: int) -> NDArray[np.float32]:
             points = stored["points"]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (AttributeError, TypeError):  # a bare array under this name is no archive
+        raise DatasetError(f"{path}: got an .npy, need an .npz with an array `points`") from None
     except KeyError:
         raise DatasetError(f"{path}: got no array `points`, need one of [p, {columns}]") from None
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path}: not a whole .npz of plain arrays ({error})") from None
     if points.dtype.kind not in "fiu":
         raise DatasetError(f"{path}: got points of {points.dtype}, need float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,8 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
     if config.train.object_sampler is not None:
         reporter.say("note: the config's object_sampler (pasted objects) is not applied")
     make_work_dir(request.work_dir)
-    write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
+    if not request.resume:
+        write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
     return _train_and_save(config, source, run, request, reporter)
 
 
@@ -108,12 +110,16 @@ def choose_device(name: str) -> str:
     """`auto` is the GPU where there is one.
 
     Raises:
-        BadInputError: a GPU is asked for where there is none.
+        BadInputError: another kind of device, or a GPU that is not there.
     """
+    gpus = torch.cuda.device_count()
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInputError(f"got device {name!r}, but torch sees no GPU here; use --device cpu")
+        return "cuda" if gpus else "cpu"
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if found is None:
+        raise BadInputError(f"got device {name!r}, need auto, cpu, cuda or cuda:N")
+    if name != "cpu" and int(found[1] or 0) >= gpus:
+        raise BadInputError(f"got device {name!r}, but torch sees {gpus} GPUs here; try cpu")
     return name
 
 

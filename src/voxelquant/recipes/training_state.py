@@ -43,8 +43,8 @@ def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Opt
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        first_line = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: of another model ({first_line})") from None
+        reason = str(error).splitlines()[1].strip()[:160]  # the first line names the class alone
+        raise CheckpointError(f"{path}: of another model ({reason})") from None
     _restore_moments(model, optimizer, tensors)
     return step
 
