@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import voxelquant as vq
 from voxelquant.quant.compare import capture_nodes, layer_parity, real_values
@@ -39,7 +40,7 @@ def test_mixed_precision_quantizes_on_entry_and_stays_in_parity(calibrated, fram
         assert layer.unexplained == 0, layer
 
 
-def wide_layer(seed: int) -> tuple[torch.nn.Module, SparseTensor]:
+def wide_layer(seed: int) -> tuple[nn.Module, SparseTensor]:
     """Codes of full range through 27 taps of 64 channels, so that roundings do pile up."""
     torch.manual_seed(seed)
     network = SparseSequential(SubMConv3d(64, 64, 3), SubMConv3d(64, 64, 3))
@@ -116,3 +117,30 @@ def test_weights_moved_by_training_stay_in_parity(calibrated, frames_of) -> None
             parameter += 1e-3 * torch.randn(parameter.shape, generator=generator)
     for layer in layer_parity(qmodel, vq.lower(qmodel), frames_of("residual")[0]):
         assert layer.unexplained == 0, layer
+
+
+class WithDensePart(nn.Module):
+    """A detector in little, which counts the runs of its dense part."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dense_runs = 0
+
+    def forward(self, x: SparseTensor) -> torch.Tensor:
+        bev = self.backbone(x)
+        self.dense_runs += 1
+        return bev.mean()
+
+
+def test_capture_ends_with_the_sparse_part(make_network, frames_of) -> None:
+    frames = frames_of("residual")
+    qmodel = vq.quantize(WithDensePart(make_network("residual")).eval())
+    vq.calibrate(qmodel, frames)
+    plan = quantization_of(qmodel).require_plan()
+    runs = qmodel.dense_runs
+    records = capture_nodes(qmodel, plan, frames[0])
+    assert list(records) == [n.name for n in plan.graph.nodes if n.kind != "to_dense"]
+    assert qmodel.dense_runs == runs
+    qmodel(frames[0])  # no hook is left behind
+    assert qmodel.dense_runs == runs + 1

@@ -6,7 +6,9 @@ engine's layer received, so that one flipped code does not feed the next compari
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -84,8 +86,15 @@ class _Capture:
         self.alive.append(features)
 
 
+class _SparsePartDoneError(Exception):
+    """Raised by a hook to end a forward whose rest nobody asked for."""
+
+
 def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dict[str, NodeRecord]:
     """Inputs and output of every convolution and sum in one forward, by node name.
+
+    The forward ends with the submodule that holds all nodes: a detector's dense part, most of its
+    time on a CPU, does not run.
 
     Args:
         model: the float, fake-quant or lowered form of one network.
@@ -94,13 +103,13 @@ def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dic
     """
     capture = _Capture(plan)
     handles = []
-    for node in plan.graph.nodes:
-        if node.kind in _COMPARED:
+    compared = [node for node in plan.graph.nodes if node.kind in _COMPARED]
+    for node in compared:
 
-            def hook(m: nn.Module, args: Any, out: Any, node: FusedNode = node) -> None:
-                capture.record(node, args, out)
+        def hook(m: nn.Module, args: Any, out: Any, node: FusedNode = node) -> None:
+            capture.record(node, args, out)
 
-            handles.append(model.get_submodule(node.path).register_forward_hook(hook))
+        handles.append(model.get_submodule(node.path).register_forward_hook(hook))
     absorbed = [p for node in plan.graph.nodes for p in (node.batchnorm_path, node.relu_path)]
     for path in {p for p in absorbed if p is not None}:
 
@@ -108,13 +117,28 @@ def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dic
             capture.record_absorbed(args[0], out)
 
         handles.append(model.get_submodule(path).register_forward_hook(absorbed_hook))
+
+    def stop(m: nn.Module, args: Any, out: Any) -> None:
+        if len(capture.records) == len(compared):
+            raise _SparsePartDoneError
+
+    handles.append(model.get_submodule(_sparse_part(plan)).register_forward_hook(stop))
     try:
-        with torch.no_grad(), evaluation_mode(model):
+        with torch.no_grad(), evaluation_mode(model), suppress(_SparsePartDoneError):
             model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
     return capture.records
+
+
+def _sparse_part(plan: PrecisionPlan) -> str:
+    """Path of the smallest module that holds every node; "" is the model."""
+    nodes = plan.graph.nodes
+    paths = [p for n in nodes for p in (n.path, n.batchnorm_path, n.relu_path) if p is not None]
+    parents = [path.split(".")[:-1] for path in paths]
+    shared = takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
+    return ".".join(names[0] for names in shared)
 
 
 def real_values(x: SparseTensor) -> Tensor:
