@@ -27,6 +27,7 @@ convolutions without their maps, gather and products of all pairs alone: 0.8 s):
 
 import argparse
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -224,14 +225,19 @@ def main() -> None:
     torch.manual_seed(0)
     features, coords, frame = load_frame(arguments.frame)
     net = SpMiddleResNetFHD(BackboneConfig(in_channels=5, channels=(16, 16, 32, 64, 128))).eval()
+    cpu_share = -time.process_time(), -time.perf_counter()
     with torch.no_grad():
         result = measure(net, features, coords, arguments.runs)
+    cpu_s, wall_s = cpu_share[0] + time.process_time(), cpu_share[1] + time.perf_counter()
     print(f"{frame}, {len(coords)} voxels, {arguments.threads} threads")
     for name, latency in result["latency"].items():
         print(f"  {name:12} {latency}")
     print(f"  peer takes {result['peer_over_ours']:.1f} times as long", end="; ")
     print(f"int8 convs {result['int8_over_fp32']:.2f} of fp32; {result['peak_memory_mib']} MiB")
-    facts = {"frame": frame, "voxels": len(coords), "threads": arguments.threads}
+    # Near 1 only when nobody else wanted the cores: threads that wait for one another spin.
+    facts = {"cores_obtained": cpu_s / wall_s / arguments.threads}
+    print(f"  {facts['cores_obtained']:.2f} of the threads' time was spent on a core")
+    facts |= {"frame": frame, "voxels": len(coords), "threads": arguments.threads}
     write_json_atomic(arguments.out, {**facts, **to_jsonable(result), **provenance(seed=0)})
 
 
