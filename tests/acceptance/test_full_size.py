@@ -18,7 +18,7 @@ from voxelquant.sparse import SparseTensor
 
 FULL_SIZE = load_config("centerpoint_voxel0075")
 NEAR = FULL_SIZE.model_copy(
-    update={"name": "near", "point_range": (-14.4, -14.4, -5.0, 14.4, 14.4, 3.0)}
+    update={"name": "near", "point_range": (-7.2, -7.2, -5.0, 7.2, 7.2, 3.0)}
 )
 # Widest layer: 27 taps of 128 channels. Measured: 1.4e-7 of 43 million codes, 5.3e-8 of 75 million.
 LARGEST_FLIP_RATE = 2e-6

@@ -71,14 +71,13 @@ def wider_range(graph: Graph, conv: SparseConvolution) -> Graph:
 
 
 def one_weight_byte(graph: Graph, conv: SparseConvolution) -> Graph:
-    """The exponent byte of the centre weight of one channel; still within the channel's range."""
+    """Sign and exponent of the largest weight to zero: it becomes almost nothing, within range."""
     weights = dict(graph.initializers)
     values = weights[conv.inputs[1]].copy()
     step = np.asarray(conv.weight_dynamic_ranges)[:, None, None, None, None] / 127
-    # Clearing the top exponent and sign bits' byte turns a weight into almost nothing.
     place = np.unravel_index(np.argmax(np.abs(values) / step), values.shape)
     bits = values.view(np.uint8).reshape(*values.shape, 2)
-    bits[(*place, 1)] = 0
+    bits[(*place, 1)] = 0  # little endian: the upper byte
     before, after = weights[conv.inputs[1]], values
     assert np.count_nonzero(before.view(np.uint16) != after.view(np.uint16)) == 1
     assert abs(float(before[place]) - float(after[place])) > 2 * float(step[place[0]].squeeze())
