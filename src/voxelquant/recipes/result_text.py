@@ -14,12 +14,13 @@ from voxelquant.recipes.parity import ParityResult
 from voxelquant.recipes.synth import WrittenWorld
 
 _ABSENT = "–"
+_ENGINES = {"float": "float", "fake": "fake (simulated)", "int8": "int8 (executed)"}
 
 
 def print_evaluation(evaluation: Evaluation, engine: str, console: Console | None = None) -> None:
     """mAP, NDS and the AP of every class."""
     metrics = evaluation.metrics
-    table = Table(title=f"nuScenes metric, {metrics.samples} key frames, engine {engine}")
+    table = Table(title=f"nuScenes metric, {metrics.samples} key frames")
     table.add_column("")
     table.add_column("AP", justify="right")
     for name, ap in metrics.per_class_ap.items():
@@ -31,7 +32,10 @@ def print_evaluation(evaluation: Evaluation, engine: str, console: Console | Non
     console.print(table)
     for note in metrics.notes:
         console.print(note)
-    console.print(f"{evaluation.seconds_per_frame:.2f} s a frame, voxelization to boxes")
+    console.print(
+        f"Engine {_ENGINES[engine]}, {evaluation.seconds_per_frame:.2f} s a frame from "
+        "voxelization to boxes."
+    )
 
 
 def print_parity(parity: ParityResult, console: Console | None = None) -> None:
