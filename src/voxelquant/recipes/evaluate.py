@@ -12,8 +12,8 @@ from voxelquant.evaluation.nuscenes import Metrics, evaluate_detections
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
 from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.detect import Detector, Engine, detect_frames, open_detector
+from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.progress import Advance, StageReporter
-from voxelquant.recipes.train_run import choose_device
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from voxelquant.numerics import relative_l2, sqnr_db
 from voxelquant.quant.compare import NodeRecord, capture_nodes, layer_parity, real_values
 from voxelquant.quant.insert import quantization_of
 from voxelquant.recipes.detect import Detector, Engine, open_detector
+from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.export import check_exported, require_no_errors
 from voxelquant.recipes.frame_files import FrameChoice, choose_cloud
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.train_run import choose_device
 from voxelquant.report.model import LayerParity
 from voxelquant.sparse import SparseTensor
 

@@ -17,8 +17,8 @@ from voxelquant.quant.state import QuantState
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
 from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.detect import Detector, Engine, open_detector
+from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.progress import Advance, StageReporter
-from voxelquant.recipes.train_run import choose_device
 from voxelquant.sparse import SparseTensor
 
 STATE_FILE = "ptq.safetensors"

@@ -16,8 +16,8 @@ from voxelquant.data.synthetic import (
 )
 from voxelquant.data.tables import VERSION_SUFFIX
 from voxelquant.errors import DatasetError
+from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.train_run import choose_device
 
 TRAIN_SPLIT, VAL_SPLIT = "synthetic_train", "synthetic_val"
 _VAL_SHARE = 4  # of the scenes, one in so many validates

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import class_balanced_order
 from voxelquant.detection.checkpoint import save_weights
 from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
-from voxelquant.errors import BadInputError
 from voxelquant.recipes.artifacts import (
     make_work_dir,
     provenance,
@@ -22,6 +18,7 @@ from voxelquant.recipes.artifacts import (
     write_text_atomic,
 )
 from voxelquant.recipes.datasets import Purpose, open_dataset
+from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.train import TrainingRun, train
 from voxelquant.recipes.training_source import (
@@ -104,23 +101,6 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
     if not request.resume:
         write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
     return _train_and_save(config, source, run, request, reporter)
-
-
-def choose_device(name: str) -> str:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        BadInputError: another kind of device, or a GPU that is not there.
-    """
-    gpus = torch.cuda.device_count()
-    if name == "auto":
-        return "cuda" if gpus else "cpu"
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if found is None:
-        raise BadInputError(f"got device {name!r}, need auto, cpu, cuda or cuda:N")
-    if name != "cpu" and int(found[1] or 0) >= gpus:
-        raise BadInputError(f"got device {name!r}, but torch sees {gpus} GPUs here; try cpu")
-    return name
 
 
 def _open_source(request: TrainRequest, config: DetectorConfig, device: str) -> TrainingSource:
