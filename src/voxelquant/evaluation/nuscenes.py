@@ -15,10 +15,12 @@ from torch import Tensor
 
 from voxelquant.errors import BadInputError, DatasetError, MissingDependencyError
 from voxelquant.evaluation.attributes import DETECTION_CLASSES
+from voxelquant.evaluation.matching import Matches, match_boxes
 from voxelquant.evaluation.submission import (
     MAX_BOXES_PER_SAMPLE,
     META,
     Detections,
+    read_submission,
     submission_boxes,
 )
 from voxelquant.geometry import pose_matrix
@@ -175,7 +177,7 @@ def _open(data_root: str | Path, version: str) -> Any:
         ) from error
 
 
-def _require_tokens(nusc: Any, split: str, detections_by_token: Mapping[str, Detections]) -> None:
+def _require_tokens(nusc: Any, split: str, detections_by_token: Mapping[str, Any]) -> None:
     """The metric is over a whole split: no sample less, none more."""
     from nuscenes.utils.splits import get_scenes_of_split
 
@@ -202,25 +204,52 @@ def _example(tokens: list[str]) -> str:
     return f" (such as {tokens[0]})" if tokens else ""
 
 
+def match_submission(nusc: Any, split: str, submission: Path) -> Matches:
+    """What an earlier evaluation's submission file matched, frame by frame.
+
+    Args:
+        nusc: The dataset, open.
+        split: The split that the submission is about.
+        submission: `submission.json` of `evaluate_detections`, or any nuScenes submission.
+
+    Raises:
+        BadInputError: The file is missing, no submission, or has not a single box.
+        DatasetError: It is about other samples, or nothing can be measured on the split.
+    """
+    samples = read_submission(submission)
+    _require_tokens(nusc, split, samples)
+    if not any(samples.values()):
+        raise BadInputError(f"{submission}: got no box at all, need detections to compare")
+    with tempfile.TemporaryDirectory(prefix="voxelquant-") as scratch:
+        evaluation = _open_evaluation(nusc, split, submission, Path(scratch))
+    return match_boxes(evaluation.gt_boxes, evaluation.pred_boxes, evaluation.cfg)
+
+
 def _score(nusc: Any, split: str, submission: Path, *, empty: bool) -> Any:
     """The devkit's `DetectionMetrics` of a submission file."""
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.common.data_classes import EvalBoxes
     from nuscenes.eval.detection.evaluate import DetectionEval
 
+    if not empty:
+        return _open_evaluation(nusc, split, submission, submission.parent).evaluate()[0]
+    # The devkit crashes on a submission without a single box. Its formulas, given nothing to
+    # match, say AP 0 and errors 1 for every class, whatever the ground truth.
+    evaluation = object.__new__(DetectionEval)
+    evaluation.cfg, evaluation.verbose = config_factory(PROTOCOL), False
+    evaluation.gt_boxes = evaluation.pred_boxes = EvalBoxes()
+    return evaluation.evaluate()[0]
+
+
+def _open_evaluation(nusc: Any, split: str, submission: Path, scratch: Path) -> Any:
+    """The devkit's `DetectionEval`, with its boxes filtered by range and by points."""
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.detection.evaluate import DetectionEval
+
     config = config_factory(PROTOCOL)
-    if empty:
-        # The devkit crashes on a submission without a single box. Its formulas, given nothing to
-        # match, say AP 0 and errors 1 for every class, whatever the ground truth.
-        evaluation = object.__new__(DetectionEval)
-        evaluation.cfg, evaluation.verbose = config, False
-        evaluation.gt_boxes = evaluation.pred_boxes = EvalBoxes()
-        return evaluation.evaluate()[0]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing switches off
-            evaluation = DetectionEval(
-                nusc, config, str(submission), split, str(submission.parent), verbose=False
-            )
+            return DetectionEval(nusc, config, str(submission), split, str(scratch), verbose=False)
     except AssertionError as error:  # a split of another version, for one
         raise DatasetError(f"{nusc.table_root}: {error}") from error
     except Exception as error:
@@ -230,4 +259,3 @@ def _score(nusc: Any, split: str, submission: Path, *, empty: bool) -> Any:
             f"{nusc.table_root}: split {split} has no annotated box of any detection class, so "
             "there is nothing to measure against"
         ) from error
-    return evaluation.evaluate()[0]

@@ -1,6 +1,8 @@
 """Detections as a nuScenes submission: boxes in the global frame, by name, with attributes."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -98,6 +100,23 @@ def submission_boxes(
             strict=True,
         )
     ]
+
+
+def read_submission(path: Path) -> dict[str, list[Any]]:
+    """Records of every sample in a submission file.
+
+    Raises:
+        BadInputError: The file is missing, or no submission.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(token): list(records) for token, records in content["results"].items()}
+    except OSError as error:
+        raise BadInputError(
+            f"{path}: cannot be read ({error.strerror}); need the submission of an earlier eval"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{path}: not a nuScenes submission ({error})") from None
 
 
 def _require_usable(

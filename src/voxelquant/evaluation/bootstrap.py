@@ -1,0 +1,157 @@
+"""How sure is a difference of mAP? Paired bootstrap over frames.
+
+Both models saw the same frames, and most of what makes mAP vary from one validation set to another
+(hard frames, rare classes) hits both alike. Resampling frames with replacement, the same ones for
+both (Efron & Tibshirani 1993, chapter 13; paired as in Berg-Kirkpatrick et al. 2012), leaves only
+what differs between the models. Frames of one scene resemble each other, so the intervals are for
+frames like these, and somewhat narrow for new scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxelquant.errors import BadInputError
+from voxelquant.evaluation.matching import TP_ERRORS, ClassMatches, Matches
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % bootstrap interval (percentiles 2.5 and 97.5)."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width: what stands behind the ±."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A model against another on the same frames; differences are second minus first."""
+
+    mAP: Interval
+    NDS: Interval
+    frames: int
+    resamples: int
+    seed: int
+
+
+def paired_difference(
+    first: Matches,
+    second: Matches,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> PairedDifference:
+    """Differences of mAP and NDS, second minus first, with their intervals.
+
+    Raises:
+        BadInputError: the models were not run on the same frames.
+    """
+    if set(first.tokens) != set(second.tokens):
+        odd = sorted(set(first.tokens) ^ set(second.tokens))
+        raise BadInputError(
+            f"got detections on different frames ({len(odd)} occur in one alone, such as "
+            f"{odd[0]}), need two runs on the same split"
+        )
+    place = {token: index for index, token in enumerate(first.tokens)}
+    places = np.array([place[token] for token in second.tokens], dtype=np.int64)
+    generator = np.random.default_rng(seed)
+    frames = len(first.tokens)
+    whole = np.ones(frames, dtype=np.int64)
+    exact = np.subtract(score(second, whole), score(first, whole))
+    sampled = np.empty((resamples, 2))
+    for row in range(resamples):
+        drawn = np.bincount(generator.integers(frames, size=frames), minlength=frames)
+        sampled[row] = np.subtract(score(second, drawn[places]), score(first, drawn))
+        if progress is not None:
+            progress(row + 1, resamples)
+    low, high = np.percentile(sampled, [2.5, 97.5], axis=0)
+    mean_ap, nds = (
+        Interval(float(exact[i]), float(low[i]), float(high[i])) for i in range(len(exact))
+    )
+    return PairedDifference(mean_ap, nds, frames, resamples, seed)
+
+
+def score(matches: Matches, counts: Counts) -> tuple[float, float]:
+    """MAP and NDS of a sample in which frame i occurs `counts[i]` times, pooled as the devkit does.
+
+    Args:
+        matches: of one model.
+        counts: `[f]`; ones give the official values.
+    """
+    from nuscenes.eval.detection.algo import calc_ap, calc_tp
+    from nuscenes.eval.detection.data_classes import DetectionMetrics
+
+    config = matches.config
+    metrics = DetectionMetrics(config)
+    for name, found in matches.classes.items():
+        pooled = _Pooled(found, counts)
+        for index, limit in enumerate(config.dist_ths):
+            data = pooled.metric_data(index, with_errors=limit == config.dist_th_tp)
+            ap = calc_ap(data, config.min_recall, config.min_precision)
+            metrics.add_label_ap(name, limit, ap)
+            if limit != config.dist_th_tp:
+                continue
+            for error in TP_ERRORS:
+                undefined = error in _UNDEFINED.get(name, ())
+                value = np.nan if undefined else calc_tp(data, config.min_recall, error)
+                metrics.add_label_tp(name, error, value)
+    return metrics.mean_ap, metrics.nd_score
+
+
+# Errors that the protocol does not define: cones look alike from all sides, neither they nor
+# barriers move or have attributes.
+_UNDEFINED = {
+    "traffic_cone": ("attr_err", "vel_err", "orient_err"),
+    "barrier": ("attr_err", "vel_err"),
+}
+
+
+class _Pooled:
+    """Detections of one class in a resample: every detection as often as its frame."""
+
+    def __init__(self, found: ClassMatches, counts: Counts) -> None:
+        rows = np.repeat(np.arange(len(found.scores)), counts[found.frames])
+        self.scores = found.scores[rows]
+        self.matched = found.matched[:, rows]
+        self.errors = found.errors[rows]
+        self.objects = int((found.objects * counts).sum())
+
+    def metric_data(self, distance: int, *, with_errors: bool) -> Any:
+        """The devkit's curves over recall at one matching distance."""
+        from nuscenes.eval.common.utils import cummean
+        from nuscenes.eval.detection.data_classes import DetectionMetricData
+
+        hit = self.matched[distance]
+        if self.objects == 0 or not hit.any():
+            return DetectionMetricData.no_predictions()
+        hits = np.cumsum(hit)
+        recall = hits / self.objects
+        precision = hits / np.arange(1, len(hits) + 1)
+        grid = np.linspace(0, 1, DetectionMetricData.nelem)
+        confidence = np.interp(grid, recall, self.scores, right=0)
+        curves = dict.fromkeys(TP_ERRORS, np.ones(DetectionMetricData.nelem))
+        if with_errors:
+            scores = self.scores[hit][::-1]
+            for name, values in zip(TP_ERRORS, self.errors[hit].T, strict=True):
+                mean = cummean(values)[::-1]
+                curves[name] = np.interp(confidence[::-1], scores, mean)[::-1]
+        return DetectionMetricData(
+            recall=grid,
+            precision=np.interp(grid, recall, precision, right=0),
+            confidence=confidence,
+            **curves,
+        )
