@@ -75,6 +75,24 @@ def test_eval_prints_and_keeps_the_metric(
     }
 
 
+def test_eval_against_an_earlier_run_says_how_sure_the_difference_is(
+    tmp_path, done, refusal, config, data, weights, state
+) -> None:
+    first, second = tmp_path / "float", tmp_path / "fake"
+    float_run = ("eval", config, "--data", data, "--weights", weights, "--work-dir", first)
+    fake_run = ("eval", config, "--data", data, "--weights", state, "--work-dir", second)
+    assert "bootstrap" not in done(*float_run).stdout
+    shown = done(*fake_run, "--engine", "fake", "--against", first).stdout
+    assert "95 %, paired bootstrap over 3 frames" in " ".join(shown.split())
+    difference = read_json(second / "metrics.json")["difference"]
+    values = [read_json(run / "metrics.json")["metrics"] for run in (first, second)]
+    for name in ("mAP", "NDS"):
+        assert difference[name]["value"] == pytest.approx(values[1][name] - values[0][name])
+        assert difference[name]["low"] <= difference[name]["high"]
+    line = refusal(*fake_run, "--engine", "fake", "--against", tmp_path / "nowhere")
+    assert "nowhere/submission.json: cannot be read" in line
+
+
 def test_export_writes_a_file_without_defects(onnx, run) -> None:
     result = run("check", onnx)
     assert result.exit_code == 0

@@ -25,6 +25,11 @@ import click
 @click.option("--split", help="Default: the dataset's split for validation.")
 @click.option("--version", help="Version folder; default: the only one.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Work dir of an earlier eval: the differences to it, with 95 % intervals.",
+)
 def command(**options: object) -> None:
     """Score the detector CONFIG with the official nuScenes metric."""
     from voxelquant.recipes.evaluate import EvaluateRequest, run_evaluation

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.detection.config import load_config
 from voxelquant.detection.decode import Detections
-from voxelquant.evaluation.nuscenes import Metrics, evaluate_detections
+from voxelquant.evaluation.bootstrap import PairedDifference, paired_difference
+from voxelquant.evaluation.matching import Matches
+from voxelquant.evaluation.nuscenes import (
+    SUBMISSION_FILE,
+    Metrics,
+    evaluate_detections,
+    match_submission,
+)
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
 from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.detect import Detector, Engine, detect_frames, open_detector
@@ -23,11 +30,12 @@ class Evaluation:
     metrics: Metrics
     detections: dict[str, Detections]
     seconds_per_frame: float  # voxelization to boxes, without loading
+    difference: PairedDifference | None = None  # to the run it was compared with
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What the command line asks for."""
+    """What the command line asks for; `against` is the work dir of an earlier evaluation."""
 
     config: str
     data: str
@@ -37,6 +45,7 @@ class EvaluateRequest:
     split: str | None = None
     version: str | None = None
     device: str = "auto"
+    against: Path | None = None
 
 
 def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluation:
@@ -50,19 +59,33 @@ def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluat
     device = choose_device(request.device)
     detector = open_detector(config, request.weights, Engine(request.engine), device)
     make_work_dir(request.work_dir)
+    # Before the work: an unusable file, or one about other frames, should not cost an evaluation.
+    earlier = None if request.against is None else _matches_of(dataset, request.against)
     with reporter.stage("eval", f"evaluating {request.engine} on {len(dataset)} frames") as advance:
         evaluation = evaluate_detector(detector, dataset, request.work_dir, advance)
+    if earlier is not None:
+        with reporter.stage("bootstrap", f"resampling {len(dataset)} frames") as advance:
+            own = _matches_of(dataset, request.work_dir)
+            evaluation = replace(
+                evaluation, difference=paired_difference(earlier, own, progress=advance)
+            )
     payload = {
         "engine": request.engine,
         "data": request.data,
         "split": dataset.split,
         "weights": request.weights,
         "metrics": asdict(evaluation.metrics),
+        "against": request.against,
+        "difference": evaluation.difference,
         "seconds_per_frame": evaluation.seconds_per_frame,
         "provenance": provenance(config=config),
     }
     write_json_atomic(request.work_dir / "metrics.json", payload)
     return evaluation
+
+
+def _matches_of(dataset: NuScenesDataset, work_dir: Path) -> Matches:
+    return match_submission(dataset.nusc, dataset.split, work_dir / SUBMISSION_FILE)
 
 
 def evaluate_detector(

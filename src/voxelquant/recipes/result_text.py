@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from voxelquant.evaluation.bootstrap import PairedDifference
 from voxelquant.recipes.evaluate import Evaluation
 from voxelquant.recipes.parity import ParityResult
 from voxelquant.recipes.synth import WrittenWorld
@@ -36,6 +38,8 @@ def print_evaluation(evaluation: Evaluation, engine: str, console: Console | Non
         f"Engine {_ENGINES[engine]}, {evaluation.seconds_per_frame:.2f} s a frame from "
         "voxelization to boxes."
     )
+    if evaluation.difference is not None:
+        console.print(_difference_line(evaluation.difference))
 
 
 def print_parity(parity: ParityResult, console: Console | None = None) -> None:
@@ -81,6 +85,19 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
             {True: "=", False: "≠", None: ""}[layer["file_equals_engine"]],
         )
     return table
+
+
+def _difference_line(difference: PairedDifference) -> str:
+    """Both differences with their intervals, as fractions like the table."""
+    parts = [
+        f"{name} {interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+        for name, interval in (("mAP", difference.mAP), ("NDS", difference.NDS))
+    ]
+    # rich would take the brackets for markup.
+    return escape(
+        f"Against the earlier run: {', '.join(parts)} (95 %, paired bootstrap over "
+        f"{difference.frames} frames, {difference.resamples} resamples)."
+    )
 
 
 def _file_line(parity: ParityResult) -> str:
