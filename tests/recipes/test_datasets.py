@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from voxelquant.detection.config import load_config
 from voxelquant.errors import DatasetError
-from voxelquant.recipes.datasets import Purpose, choose_split, find_version
+from voxelquant.recipes.datasets import Purpose, choose_split, find_det3d_file, find_version
 
 
 def tables(root: Path, version: str, *splits: str) -> Path:
@@ -52,3 +53,36 @@ def test_the_only_version_is_found(tmp_path) -> None:
     tables(tmp_path, "v1.0-trainval")
     with pytest.raises(DatasetError, match=r"found v1.0-mini, v1.0-trainval.*--version"):
         find_version(tmp_path)
+
+
+def test_det3d_paths_follow_the_root_in_use(tmp_path, monkeypatch) -> None:
+    config = load_config("centerpoint_voxel0075")
+    named = config.data.val_infos
+    assert config.data.root == "data/nuScenes"
+    assert named is not None
+    monkeypatch.chdir(tmp_path)
+    used, checkout = tmp_path / "used", tmp_path / "data/nuScenes"
+    for folder in (used, checkout):
+        folder.mkdir(parents=True)
+    name = named.rpartition("/")[2]
+    (checkout / name).touch()
+    assert find_det3d_file(config, checkout, named) == checkout / name
+    # The infos of the checkout's dataset say nothing about another one.
+    assert find_det3d_file(config, used, named) is None
+    (used / name).touch()
+    assert find_det3d_file(config, used, named) == used / name
+
+
+def test_info_files_elsewhere(tmp_path, monkeypatch) -> None:
+    config = load_config("centerpoint_voxel0075")
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "root"
+    (root / "mine").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    assert find_det3d_file(config, root, None) is None
+    assert find_det3d_file(config, root, "mine/a.pkl") is None
+    (tmp_path / "mine/a.pkl").touch()
+    assert find_det3d_file(config, root, "mine/a.pkl") == Path("mine/a.pkl")
+    (root / "mine/a.pkl").touch()
+    assert find_det3d_file(config, root, "mine/a.pkl") == root / "mine/a.pkl"
+    assert find_det3d_file(config, root, str(tmp_path / "mine/a.pkl")) == tmp_path / "mine/a.pkl"

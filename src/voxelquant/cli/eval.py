@@ -7,7 +7,7 @@ import click
 
 @click.command()
 @click.argument("config")
-@click.option("--data", required=True, help="Root of a nuScenes-format dataset.")
+@click.option("--data", help="Root of a nuScenes-format dataset; default: the config's data root.")
 @click.option(
     "--weights",
     required=True,

@@ -7,7 +7,7 @@ import click
 
 @click.command()
 @click.argument("config")
-@click.option("--data", required=True, help="Root of a nuScenes-format dataset.")
+@click.option("--data", help="Root of a nuScenes-format dataset; default: the config's data root.")
 @click.option("--weights", required=True, type=click.Path(path_type=Path), help="Float weights.")
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path))
 @click.option("--calibrate-batches", default=400, show_default=True, type=click.IntRange(min=1))

@@ -7,7 +7,10 @@ import click
 
 @click.command()
 @click.argument("config")
-@click.option("--data", required=True, help="Root of a nuScenes-format dataset, or `synthetic`.")
+@click.option(
+    "--data",
+    help="Root of a nuScenes-format dataset, or `synthetic`; default: the config's data root.",
+)
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path))
 @click.option("--split", help="Default: the dataset's split for training.")
 @click.option("--version", help="Version folder; default: the only one.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from voxelquant.data.array_pickle import PickledArray, load_array_pickle
 from voxelquant.data.records import Annotations, FrameDataset, FrameRecord, SweepRecord
+from voxelquant.data.tables import open_tables, split_sample_tokens
 from voxelquant.errors import DatasetError
 from voxelquant.geometry import invert_pose
 
@@ -19,7 +21,7 @@ Info = Mapping[str, Any]  # one key frame of an info file
 
 
 class InfoDataset(FrameDataset):
-    """Key frames that a det3d info file lists; needs no tables and no devkit.
+    """Key frames that a det3d info file lists; only scoring needs the tables and the devkit.
 
     The file is read without executing anything. Point files are looked up under `root` by the part
     of their path from `samples` or `sweeps` on, whatever folder the file was created in. Infos do
@@ -30,6 +32,8 @@ class InfoDataset(FrameDataset):
         root: Dataset folder with `samples` and `sweeps`.
         class_names: Detection classes in the order of their labels; other boxes are dropped.
         nsweeps: Revolutions merged into a frame, the key frame included.
+        version: Version folder under `root` whose tables the frames are scored against, if any.
+        split: Split of these tables that has the same key frames.
 
     Raises:
         DatasetError: The file is missing, damaged, unsafe or of another layout.
@@ -41,6 +45,9 @@ class InfoDataset(FrameDataset):
         root: str | Path,
         class_names: Sequence[str],
         nsweeps: int = 10,
+        *,
+        version: str | None = None,
+        split: str | None = None,
     ) -> None:
         super().__init__(class_names)
         if nsweeps < 1:
@@ -48,6 +55,8 @@ class InfoDataset(FrameDataset):
         self.info_path = Path(info_path)
         self.root = Path(root)
         self.nsweeps = nsweeps
+        self.version = version or ""
+        self.split = split or self.info_path.stem
         infos = load_array_pickle(info_path)
         if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
             raise DatasetError(
@@ -57,10 +66,38 @@ class InfoDataset(FrameDataset):
         self._infos: list[Info] = infos
         self._tokens = tuple(str(self._field(info, "token")) for info in infos)
 
+    def __str__(self) -> str:
+        return str(self.info_path)
+
     @property
     def sample_tokens(self) -> tuple[str, ...]:
         """Token of every key frame, in the order of the file."""
         return self._tokens
+
+    @cached_property
+    def nusc(self) -> Any:
+        """Tables of the same key frames, opened when first asked for.
+
+        Raises:
+            DatasetError: There are none, they are damaged, or their split has other key frames.
+            MissingDependencyError: nuscenes-devkit is not installed.
+        """
+        if not self.version:
+            raise DatasetError(
+                f"{self.info_path}: scoring needs the tables beside the info file, and {self.root} "
+                "has no version folder to choose; complete the dataset, or name it with --version"
+            )
+        nusc = open_tables(self.root, self.version)
+        expected, own = set(split_sample_tokens(nusc, self.split)), set(self._tokens)
+        if expected != own:
+            example = min(expected ^ own)
+            raise DatasetError(
+                f"{self.info_path}: got {len(own)} key frames, {len(own - expected)} of them "
+                f"foreign to the {len(expected)} of split {self.split} in {self.version} (such as "
+                f"{example}), need the same ones to score; create the infos of that split again, "
+                "or read the tables with --split"
+            )
+        return nusc
 
     def record(self, index: int) -> FrameRecord:
         """Files, poses and annotations of a key frame; reads no points.

@@ -60,9 +60,17 @@ class NuScenesDataset(FrameDataset):
         self.split = split
         self.nsweeps = nsweeps
         self.drop_empty_boxes = drop_empty_boxes
-        self.nusc = open_tables(root, version)  # also what evaluation reads: opened only once
+        self._nusc = open_tables(root, version)  # also what evaluation reads: opened only once
         self._tokens = split_sample_tokens(self.nusc, split)
         self._detection_name = _detection_names(self.nusc, self.class_names)
+
+    def __str__(self) -> str:
+        return f"split {self.split} of {self.root / self.version}"
+
+    @property
+    def nusc(self) -> Any:
+        """The open tables."""
+        return self._nusc
 
     @property
     def sample_tokens(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,19 @@ class FrameRecord:
 class FrameDataset(ABC):
     """Key frames by index: annotations without points, or whole frames.
 
+    Attributes:
+        class_names: Detection classes in the order of their labels.
+        root: Dataset folder, with `samples` and `sweeps`.
+        version: Version folder of the tables that the metric reads; empty if they are not known.
+        split: What the key frames are called together.
+
     Raises:
         DatasetError: A class name occurs twice.
     """
+
+    root: Path
+    version: str
+    split: str
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
@@ -65,6 +76,16 @@ class FrameDataset(ABC):
     @abstractmethod
     def sample_tokens(self) -> tuple[str, ...]:
         """Token of every key frame, in order."""
+
+    @property
+    @abstractmethod
+    def nusc(self) -> Any:
+        """Tables that the key frames are scored against, a `nuscenes.NuScenes`.
+
+        Raises:
+            DatasetError: There are none, they are damaged, or their split has other key frames.
+            MissingDependencyError: nuscenes-devkit is not installed.
+        """
 
     @abstractmethod
     def record(self, index: int) -> FrameRecord:

@@ -6,7 +6,9 @@ import re
 from enum import Enum
 from pathlib import Path
 
+from voxelquant.data.infos import InfoDataset
 from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.data.records import FrameDataset
 from voxelquant.data.tables import custom_splits
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.errors import DatasetError
@@ -21,18 +23,31 @@ class Purpose(Enum):
 
 def open_dataset(
     config: DetectorConfig,
-    root: str | Path,
+    root: str | Path | None,
     split: str | None = None,
     version: str | None = None,
     *,
     purpose: Purpose = Purpose.VAL,
-) -> NuScenesDataset:
-    """A split of the nuScenes tables under `root`; by default the one that serves the purpose.
+) -> FrameDataset:
+    """Key frames under `root`: of the config's det3d info file if it is there, else of the tables.
+
+    Naming a split asks for the tables.
+
+    Args:
+        config: detector, whose `data` section names info files, and a root for want of another.
+        root: dataset folder; None is the config's own.
+        split: split of the tables; default: the one that serves the purpose.
+        version: version folder of the tables; default: the config's, or the only one.
+        purpose: what the frames are for.
 
     Raises:
         DatasetError: the folder, its version or the split is missing, damaged or ambiguous.
     """
-    root = Path(root)
+    root = dataset_root(config, root)
+    infos = config.data.train_infos if purpose is Purpose.TRAIN else config.data.val_infos
+    info_path = None if split is not None else find_det3d_file(config, root, infos)
+    if info_path is not None:
+        return _open_infos(config, info_path, root, version, purpose)
     version = version or config.data.version or find_version(root)
     return NuScenesDataset(
         root,
@@ -43,14 +58,61 @@ def open_dataset(
     )
 
 
+def _open_infos(
+    config: DetectorConfig, path: Path, root: Path, version: str | None, purpose: Purpose
+) -> InfoDataset:
+    """The info file, with the tables beside it where it is clear which they are."""
+    split = None
+    try:
+        version = version or config.data.version or find_version(root)
+        split = choose_split(root / version, purpose)
+    except DatasetError:  # infos suffice for all but scoring, which then says what it lacks
+        version = None
+    return InfoDataset(
+        path, root, config.class_names, config.data.nsweeps, version=version, split=split
+    )
+
+
+def dataset_root(config: DetectorConfig, root: str | Path | None) -> Path:
+    """The folder that the command line names, or else the config.
+
+    Raises:
+        DatasetError: neither names one, or there is no such folder.
+    """
+    root = root if root is not None else config.data.root
+    if root is None:
+        raise DatasetError(
+            f"config {config.name} names no data root; give --data the root of a nuScenes dataset"
+        )
+    if not Path(root).is_dir():
+        raise DatasetError(f"{root}: no such folder; give --data the root of a nuScenes dataset")
+    return Path(root)
+
+
+def find_det3d_file(config: DetectorConfig, root: Path, named: str | None) -> Path | None:
+    """A file that a det3d config names, where it is under the data root in use; None if it is not.
+
+    det3d's paths lead from its checkout through the config's own data root
+    (`data/nuScenes/infos_val.pkl`). What lies behind that root is looked up under `root`: another
+    dataset than the config's must not be read with the infos of the config's. A file elsewhere is
+    looked up under `root`, then as it is named.
+    """
+    if named is None:
+        return None
+    own = config.data.root
+    if own is not None and Path(named).is_relative_to(own):
+        candidates = [root / Path(named).relative_to(own)]
+    else:
+        candidates = [root / named, Path(named)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def find_version(root: Path) -> str:
     """The version folder of a dataset root, where there is exactly one.
 
     Raises:
         DatasetError: no folder `v*` with tables, or several.
     """
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; give --data the root of a nuScenes dataset")
     versions = sorted({path.parent.name for path in root.glob("v*/*.json")})
     if len(versions) != 1:
         found = ", ".join(versions) or "no version folder (v1.0-trainval, say)"

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.data.records import FrameDataset
 from voxelquant.data.synthetic import (
     TABLE_VERSION,
     SceneSpec,
@@ -70,7 +70,7 @@ class DemoRun:
         """Root of the synthetic dataset."""
         return self.folder / "data"
 
-    def dataset(self, split: str) -> NuScenesDataset:
+    def dataset(self, split: str) -> FrameDataset:
         """One split of the synthetic dataset."""
         return open_dataset(self.config, self.data_root, split, TABLE_VERSION)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.data.records import FrameDataset
 from voxelquant.detection.decode import Detections
 from voxelquant.quant.calibrate import TensorStatistics
 from voxelquant.quant.histogram import BINS
@@ -39,7 +39,7 @@ _NAMES = {
 
 def draw_demo_report(
     folder: Path,
-    dataset: NuScenesDataset,
+    dataset: FrameDataset,
     calibrated: Calibrated,
     scores: Mapping[Engine, Evaluation],
     parity: ParityResult,
@@ -102,7 +102,7 @@ def _score(engine: Engine, score: Evaluation) -> EngineScore:
 
 
 def _pictures(
-    dataset: NuScenesDataset, scores: Mapping[Engine, Evaluation], count: int
+    dataset: FrameDataset, scores: Mapping[Engine, Evaluation], count: int
 ) -> tuple[FramePicture, ...]:
     pictures = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from voxelquant.data.nuscenes import NuScenesDataset
+from voxelquant.data.records import FrameDataset
 from voxelquant.detection.config import load_config
 from voxelquant.detection.decode import Detections
 from voxelquant.evaluation.bootstrap import PairedDifference, paired_difference
@@ -35,10 +35,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What the command line asks for; `against` is the work dir of an earlier evaluation."""
+    """What the command line asks for; `against` is the work dir of an earlier evaluation.
+
+    Where `data` is None, the config names the data root.
+    """
 
     config: str
-    data: str
+    data: str | None
     weights: Path
     work_dir: Path
     engine: str = "float"
@@ -61,7 +64,8 @@ def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluat
     make_work_dir(request.work_dir)
     # Before the work: an unusable file, or one about other frames, should not cost an evaluation.
     earlier = None if request.against is None else _matches_of(dataset, request.against)
-    with reporter.stage("eval", f"evaluating {request.engine} on {len(dataset)} frames") as advance:
+    title = f"evaluating {request.engine} on {len(dataset)} frames of {dataset}"
+    with reporter.stage("eval", title) as advance:
         evaluation = evaluate_detector(detector, dataset, request.work_dir, advance)
     if earlier is not None:
         with reporter.stage("bootstrap", f"resampling {len(dataset)} frames") as advance:
@@ -71,7 +75,8 @@ def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluat
             )
     payload = {
         "engine": request.engine,
-        "data": request.data,
+        "data": dataset.root,
+        "frames": str(dataset),
         "split": dataset.split,
         "weights": request.weights,
         "metrics": asdict(evaluation.metrics),
@@ -84,17 +89,18 @@ def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluat
     return evaluation
 
 
-def _matches_of(dataset: NuScenesDataset, work_dir: Path) -> Matches:
+def _matches_of(dataset: FrameDataset, work_dir: Path) -> Matches:
     return match_submission(dataset.nusc, dataset.split, work_dir / SUBMISSION_FILE)
 
 
 def evaluate_detector(
     detector: Detector,
-    dataset: NuScenesDataset,
+    dataset: FrameDataset,
     out_dir: Path,
     progress: Advance | None = None,
 ) -> Evaluation:
     """Detect on every frame of a dataset and score; submission and summary go to `out_dir`."""
+    nusc = dataset.nusc  # before the work: tables may be missing, or of other frames
     detections, seconds = detect_frames(detector, dataset, progress)
     metrics = evaluate_detections(
         dataset.root,
@@ -103,6 +109,6 @@ def evaluate_detector(
         detections,
         out_dir,
         class_names=detector.config.class_names,
-        nusc=dataset.nusc,
+        nusc=nusc,
     )
     return Evaluation(metrics, detections, seconds)

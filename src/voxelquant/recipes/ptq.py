@@ -26,10 +26,10 @@ STATE_FILE = "ptq.safetensors"
 
 @dataclass(frozen=True)
 class PtqRequest:
-    """What the command line asks for; `method` None is the recipe's own."""
+    """What the command line asks for; None is the config's data root or the recipe's method."""
 
     config: str
-    data: str
+    data: str | None
     weights: Path
     work_dir: Path
     calibrate_batches: int = 400
@@ -80,6 +80,7 @@ def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
     ranges = {name: entry.amax for name, entry in calibrated.statistics.items()}
     payload = {
         "recipe": policy.name,
+        "frames": str(dataset),
         "split": dataset.split,
         "calibrate_batches": batches,
         "amax": ranges,

@@ -38,7 +38,7 @@ class TrainRequest:
 
     Attributes:
         config: bundled name or path.
-        data: root of a nuScenes-format dataset, or `synthetic`.
+        data: root of a nuScenes-format dataset, or `synthetic`; default: the config's.
         work_dir: where weights, checkpoint, log and metrics go.
         split: split to train on, for a dataset on disk; default: its split for training.
         version: version folder of the dataset; default: the only one.
@@ -55,7 +55,7 @@ class TrainRequest:
     """
 
     config: str
-    data: str
+    data: str | None
     work_dir: Path
     split: str | None = None
     version: str | None = None
@@ -161,7 +161,7 @@ def _train_and_save(
         "total_steps": run.total_steps,
         "batch_size": run.batch_size,
         "seconds": time.perf_counter() - started,
-        "data": request.data,
+        "data": request.data or config.data.root,
         "provenance": provenance(config=config, seed=request.seed),
     }
     write_json_atomic(request.work_dir / "metrics.json", metrics)
