@@ -6,11 +6,13 @@ from torch import nn
 
 import voxelquant as vq
 from voxelquant.errors import CalibrationError, GraphError, QuantStateError
+from voxelquant.quant.calibrate import observe, set_ranges
 from voxelquant.quant.compare import capture_nodes
 from voxelquant.quant.fold import fold_batchnorm
+from voxelquant.quant.histogram import MagnitudeHistogram, merge_histograms
 from voxelquant.quant.insert import quantization_of, trace_fused_graph
 from voxelquant.quant.modules import QuantSparseConvBase
-from voxelquant.quant.quantizer import QuantizerMode, weight_amax
+from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_amax
 from voxelquant.sparse import SparseTensor, SubMConv3d
 
 
@@ -127,6 +129,103 @@ def test_every_method_calibrates(make_network, frames_of, method) -> None:
     qmodel = vq.quantize(make_network("plain"))
     statistics = vq.calibrate(qmodel, frames_of("plain"), method=method)
     assert {chosen.spec.method for chosen in statistics.values()} == {method}
+
+
+@pytest.mark.parametrize("method", ["max", "percentile", "mse", "entropy"])
+def test_shares_of_the_frames_give_the_ranges_of_all_of_them(
+    make_network, frames_of, network_name, method
+) -> None:
+    """As between processes: other maxima in each share, one share twice as long, one without."""
+    frames = [
+        frame.replace_features(frame.features * factor)
+        for frame, factor in zip(frames_of(network_name), (0.1, 40.0, 1.0, 5.0), strict=True)
+    ]
+    whole = vq.quantize(make_network(network_name))
+    expected = vq.calibrate(whole, frames, method=method)
+    parts = []
+    for share in ([frames[3]], [frames[0], frames[2]], [frames[1]]):
+        process = vq.quantize(make_network(network_name), example=frames[0])
+        parts.append(observe(process, share))
+    for order in (parts, [{}, *reversed(parts)]):
+        process = vq.quantize(make_network(network_name), example=frames[0])
+        found = set_ranges(process, merge_histograms(order), method)
+        assert found.keys() == expected.keys()
+        for name, chosen in found.items():
+            assert chosen.amax == expected[name].amax, name
+            assert torch.equal(chosen.histogram.counts, expected[name].histogram.counts)
+        tensors, wanted = vq.QuantState.of(process).tensors, vq.QuantState.of(whole).tensors
+        assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+
+
+class DetectorLike(nn.Module):
+    """A sparse part that is a submodule, and a dense part after it."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: SparseTensor) -> torch.Tensor:
+        return self.neck(self.backbone(x))
+
+
+def test_nothing_after_the_sparse_part_runs_and_nothing_is_lost_by_it(
+    make_network, frames_of
+) -> None:
+    frames = frames_of("residual")
+    qmodel = vq.quantize(DetectorLike(make_network("residual")), example=frames[0])
+    runs = []
+    qmodel.neck.register_forward_hook(lambda *_: runs.append(1))
+    found = observe(qmodel, frames)
+    assert not runs
+
+    quantizers = quantization_of(qmodel).tensor_quantizers
+    for module in qmodel.modules():  # whole forwards, watched by hand
+        if isinstance(module, TensorQuantizer):
+            module.mode = QuantizerMode.OFF
+    for quantizer in quantizers.values():
+        quantizer.start_observing()
+    for frame in frames:
+        qmodel(frame)
+    assert len(runs) == len(frames)
+    for name, quantizer in quantizers.items():
+        whole = quantizer.stop_observing()
+        assert torch.equal(found[name].counts, whole.counts)
+        assert (found[name].zeros, found[name].largest) == (whole.zeros, whole.largest)
+
+
+def test_a_frame_that_is_given_twice_counts_twice(make_network, frames_of) -> None:
+    first, second = frames_of("plain")[:2]
+    for order in ([first, first, second], [first, second, first]):
+        qmodel = vq.quantize(make_network("plain"), "int8", example=first)
+        histograms = observe(qmodel, order)
+        for histogram in histograms.values():
+            once = [observe(qmodel, [frame])[histogram.name].total for frame in (first, second)]
+            assert histogram.total == 2 * once[0] + once[1]
+
+
+def test_statistics_of_another_model_are_refused(make_network, frames_of) -> None:
+    qmodel = vq.quantize(make_network("residual"), example=frames_of("residual")[0])
+    plain = vq.quantize(make_network("plain"))
+    histograms = observe(plain, frames_of("plain"))
+    with pytest.raises(CalibrationError, match="calibrate again"):
+        set_ranges(qmodel, histograms)
+    name = next(iter(histograms))
+    with pytest.raises(CalibrationError, match=f"{name}: got a tensor without statistics"):
+        set_ranges(plain, {k: v for k, v in histograms.items() if k != name})
+
+
+def test_a_range_without_a_step_is_refused_before_any_range_changes(calibrated, frames_of) -> None:
+    qmodel = calibrated("plain")
+    before = dict(vq.QuantState.of(qmodel).tensors)
+    histograms = observe(qmodel, frames_of("plain"))
+    last = list(quantization_of(qmodel).tensor_quantizers)[-1]
+    vanishing = MagnitudeHistogram(last)
+    vanishing.add(torch.tensor([1e-44]))
+    with pytest.raises(CalibrationError, match=f"{last}: got a range of 9.8.*e-45, need one whose"):
+        set_ranges(qmodel, histograms | {last: vanishing}, "max")
+    after = vq.QuantState.of(qmodel).tensors
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def bad_frame(frame: SparseTensor, value: float) -> SparseTensor:

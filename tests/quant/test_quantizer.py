@@ -46,6 +46,19 @@ def test_a_shared_tensor_is_counted_once_and_a_new_one_again() -> None:
     assert quantizer.stop_observing().total == 10
 
 
+def test_a_range_whose_step_vanishes_in_float32_is_refused() -> None:
+    """Half the smallest subnormal, 2**-150, rounds to zero; what is above it has a step."""
+    quantizer = TensorQuantizer(QuantSpec(), "t")
+    step = 2.0**-149
+    quantizer.set_amax(64 * step)
+    assert quantizer.scale == step
+    with pytest.raises(CalibrationError, match=r"t: got a range of 8.8.*e-44, need one whose step"):
+        quantizer.set_amax(63 * step)
+    assert quantizer.amax == 64 * step
+    with pytest.raises(CalibrationError, match="in channel 1, need one whose step"):
+        TensorQuantizer(PER_CHANNEL, "w", 2).set_amax(torch.tensor([1.0, step]))
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_ranges_are_positive_and_finite(bad: float) -> None:
     with pytest.raises(CalibrationError, match="t: got a range of"):

@@ -1,9 +1,9 @@
 """Quantization of networks built of sparse convolutions: layers, never detectors."""
 
-from voxelquant.quant.calibrate import TensorStatistics, calibrate
+from voxelquant.quant.calibrate import TensorStatistics, calibrate, observe, set_ranges
 from voxelquant.quant.calibrators import choose_amax
 from voxelquant.quant.compare import LayerParity, NodeRecord, capture_nodes, layer_parity
-from voxelquant.quant.histogram import MagnitudeHistogram
+from voxelquant.quant.histogram import MagnitudeHistogram, merge_histograms
 from voxelquant.quant.insert import Quantization, is_quantized, quantization_of, quantize
 from voxelquant.quant.int8_modules import (
     Fp16SparseAdd,
@@ -61,6 +61,9 @@ __all__ = [
     "load_recipe",
     "lower",
     "make_plan",
+    "merge_histograms",
+    "observe",
     "quantization_of",
     "quantize",
+    "set_ranges",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from voxelquant.quant.insert import as_arguments, quantization_of, trace_and_ins
 from voxelquant.quant.modes import evaluation_mode
 from voxelquant.quant.modules import QuantSparseConvBase
 from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_amax
+from voxelquant.quant.sparse_part import ending_after_sparse_part
 from voxelquant.quant.spec import Method, QuantSpec
 
 Progress = Callable[[int, int], None]
@@ -39,10 +40,7 @@ def calibrate(
     max_batches: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TensorStatistics]:
-    """Choose every range of a quantized model, in place.
-
-    The model runs in float (weights folded and rounded to fp16, nothing quantized), in eval mode
-    and without gradients. Ranges change only after every tensor has found one.
+    """Choose every range of a quantized model, in place: `observe`, then `set_ranges`.
 
     Args:
         qmodel: result of `quantize`.
@@ -57,6 +55,30 @@ def calibrate(
     Raises:
         CalibrationError: no frame, NaN or infinite data, or a tensor that stayed empty or zero.
     """
+    return set_ranges(qmodel, observe(qmodel, frames, max_batches, progress), method)
+
+
+def observe(
+    qmodel: nn.Module,
+    frames: Iterable[Any],
+    max_batches: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, MagnitudeHistogram]:
+    """Histogram of each tensor over some frames; no range changes.
+
+    The model runs in float (weights folded and rounded to fp16, nothing quantized), in eval mode
+    and without gradients; what comes after its sparse part does not run. Histograms of other
+    frames, from this process or another, are added with `merge_histograms`.
+
+    Args:
+        qmodel: result of `quantize`.
+        frames: model inputs, each a SparseTensor or a tuple of arguments.
+        max_batches: exactly so many frames are drawn; all of them if None.
+        progress: called with (frames done, frames in all, or 0 where that is unknown).
+
+    Raises:
+        CalibrationError: no frame, or NaN or infinite data.
+    """
     quantization = quantization_of(qmodel)
     total = _count_frames(frames, max_batches)
     remaining = iter(itertools.islice(frames, max_batches))
@@ -68,18 +90,73 @@ def calibrate(
     quantizers = quantization.tensor_quantizers
     with torch.no_grad(), evaluation_mode(qmodel), _observing(qmodel, quantizers) as histograms:
         for index, frame in enumerate(itertools.chain([first], remaining)):
-            qmodel(*_checked_arguments(frame, index))
+            _observe_frame(qmodel, _checked_arguments(frame, index))
             if progress is not None:
                 progress(index + 1, total)
+    return histograms
+
+
+def set_ranges(
+    qmodel: nn.Module,
+    histograms: Mapping[str, MagnitudeHistogram],
+    method: Method | None = None,
+) -> dict[str, TensorStatistics]:
+    """Choose every range of a quantized model from what was observed, in place.
+
+    Ranges change only after every tensor has found one.
+
+    Args:
+        qmodel: result of `quantize` that has seen a frame.
+        histograms: of each quantized tensor by name.
+        method: overrides the recipe's method for all activations.
+
+    Returns:
+        Statistics of each tensor by name, for reports.
+
+    Raises:
+        CalibrationError: a tensor without a histogram, or one that stayed empty or zero.
+    """
+    quantization = quantization_of(qmodel)
+    quantization.require_plan()
+    quantizers = quantization.tensor_quantizers
+    odd = sorted(histograms.keys() ^ quantizers.keys())
+    if odd:
+        side = "that this model does not quantize" if odd[0] in histograms else "without statistics"
+        raise CalibrationError(
+            f"{odd[0]}: got a tensor {side}, need those of this model and recipe; calibrate again"
+        )
     statistics = {
-        name: _choose_range(quantizers[name].spec, histogram, method)
-        for name, histogram in histograms.items()
+        name: _choose_range(quantizer.spec, histograms[name], method)
+        for name, quantizer in quantizers.items()
     }
-    for name, chosen in statistics.items():
-        quantizers[name].set_amax(chosen.amax)
-    for quantizer, weight in _weight_quantizers(qmodel):
-        quantizer.set_amax(weight_amax(weight, quantizer.spec.fmt))
+    chosen = [(quantizer, statistics[name].amax) for name, quantizer in quantizers.items()]
+    ranges = [(quantizer, quantizer.checked_amax(amax)) for quantizer, amax in chosen]
+    ranges += [
+        (quantizer, quantizer.checked_amax(weight_amax(weight, quantizer.spec.fmt)))
+        for quantizer, weight in _weight_quantizers(qmodel)
+    ]
+    for quantizer, amax in ranges:
+        quantizer.set_amax(amax)
     return statistics
+
+
+def _observe_frame(qmodel: nn.Module, arguments: tuple[Any, ...]) -> None:
+    quantization = quantization_of(qmodel)
+    observers = [
+        quantizer.observer
+        for quantizer in quantization.tensor_quantizers.values()
+        if quantizer.observer is not None
+    ]
+    for observer in observers:
+        observer.begin_forward()
+
+    def all_watched() -> bool:
+        return all(observer.watched for observer in observers)
+
+    # Every module of the sparse part runs once in a forward (inserting refuses another), so what
+    # follows the sparse part has nothing to add to the statistics.
+    with ending_after_sparse_part(qmodel, quantization.require_plan(), all_watched):
+        qmodel(*arguments)
 
 
 def _choose_range(

@@ -6,9 +6,7 @@ engine's layer received, so that one flipped code does not feed the next compari
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from voxelquant.quant.insert import quantization_of
 from voxelquant.quant.modes import evaluation_mode
 from voxelquant.quant.modules import QuantSparseConvBase
 from voxelquant.quant.plan import PrecisionPlan
+from voxelquant.quant.sparse_part import ending_after_sparse_part
 from voxelquant.quant.topology import FusedNode
 from voxelquant.sparse import SparseTensor, sparse_conv
 
@@ -86,15 +85,10 @@ class _Capture:
         self.alive.append(features)
 
 
-class _SparsePartDoneError(Exception):
-    """Raised by a hook to end a forward whose rest nobody asked for."""
-
-
 def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dict[str, NodeRecord]:
     """Inputs and output of every convolution and sum in one forward, by node name.
 
-    The forward ends with the submodule that holds all nodes: a detector's dense part, most of its
-    time on a CPU, does not run.
+    The forward ends with the sparse part.
 
     Args:
         model: the float, fake-quant or lowered form of one network.
@@ -118,27 +112,17 @@ def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dic
 
         handles.append(model.get_submodule(path).register_forward_hook(absorbed_hook))
 
-    def stop(m: nn.Module, args: Any, out: Any) -> None:
-        if len(capture.records) == len(compared):
-            raise _SparsePartDoneError
+    def all_recorded() -> bool:
+        return len(capture.records) == len(compared)
 
-    handles.append(model.get_submodule(_sparse_part(plan)).register_forward_hook(stop))
+    ending = ending_after_sparse_part(model, plan, all_recorded)
     try:
-        with torch.no_grad(), evaluation_mode(model), suppress(_SparsePartDoneError):
+        with torch.no_grad(), evaluation_mode(model), ending:
             model(*arguments)
     finally:
         for handle in handles:
             handle.remove()
     return capture.records
-
-
-def _sparse_part(plan: PrecisionPlan) -> str:
-    """Path of the smallest module that holds every node; "" is the model."""
-    nodes = plan.graph.nodes
-    paths = [p for n in nodes for p in (n.path, n.batchnorm_path, n.relu_path) if p is not None]
-    parents = [path.split(".")[:-1] for path in paths]
-    shared = takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
-    return ".".join(names[0] for names in shared)
 
 
 def real_values(x: SparseTensor) -> Tensor:

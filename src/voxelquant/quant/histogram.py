@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -113,6 +114,21 @@ class MagnitudeHistogram:
                 "calibrate on more frames, or leave the layers that read this tensor in fp16"
             )
         return self.exponent
+
+
+def merge_histograms(
+    parts: Iterable[Mapping[str, MagnitudeHistogram]],
+) -> dict[str, MagnitudeHistogram]:
+    """Histograms by tensor of several processes or spans of frames, as one; the parts stay.
+
+    The result is the histogram of all values at once, bit for bit, in whatever order and parts
+    they came: bins join exactly, and counts are whole numbers far below 2**53.
+    """
+    merged: dict[str, MagnitudeHistogram] = {}
+    for part in parts:
+        for name, histogram in part.items():
+            merged.setdefault(name, MagnitudeHistogram(histogram.name)).merge(histogram)
+    return merged
 
 
 def _join_bins(counts: Tensor, doublings: int) -> Tensor:

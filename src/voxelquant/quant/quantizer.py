@@ -80,7 +80,16 @@ class TensorQuantizer(nn.Module):
         """Fix the range.
 
         Raises:
-            CalibrationError: a range is not a positive finite number, or the shape differs.
+            CalibrationError: as `checked_amax`.
+        """
+        self.stored_amax.copy_(self.checked_amax(amax))
+
+    def checked_amax(self, amax: Tensor | float) -> Tensor:
+        """A range in the form that is kept, if it can be one; the quantizer stays as it is.
+
+        Raises:
+            CalibrationError: a range is not a positive finite number, has no step above 0 in
+                float32, or the shape differs.
         """
         value = torch.as_tensor(amax, dtype=torch.float32)
         if value.shape != self.stored_amax.shape:
@@ -88,12 +97,17 @@ class TensorQuantizer(nn.Module):
                 f"{self.name}: got ranges of shape {tuple(value.shape)}, need "
                 f"{tuple(self.stored_amax.shape)}"
             )
-        bad = torch.nonzero(~(torch.isfinite(value) & (value > 0.0)).reshape(-1)).reshape(-1)
-        if bad.numel():
-            worst = float(value.reshape(-1)[bad[0]])
-            where = f" in channel {int(bad[0])}" if value.ndim else ""
-            raise CalibrationError(f"{self.name}: got a range of {worst}{where}, need above 0")
-        self.stored_amax.copy_(value)
+        positive = torch.isfinite(value) & (value > 0.0)
+        _refuse_first(value, ~positive, self.name, "need above 0")
+        step = scale_from_amax(value, self.spec.fmt)
+        _refuse_first(
+            value,
+            step == 0.0,
+            self.name,
+            "need one whose step is above 0 in float32; leave the "
+            "layers that use it in fp16, or check the weights",
+        )
+        return value
 
     def start_observing(self) -> None:
         """Begin a calibration: watch what passes, forget nothing until it is finished."""
@@ -121,6 +135,15 @@ class TensorQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Name, format and mode."""
         return f"{self.name}, {self.spec.fmt.bits} bits, {self.mode.value}"
+
+
+def _refuse_first(values: Tensor, bad: Tensor, name: str, need: str) -> None:
+    """Name the first bad range and, where there are several, its channel."""
+    indices = torch.nonzero(bad.reshape(-1)).reshape(-1)
+    if indices.numel():
+        worst = float(values.reshape(-1)[indices[0]])
+        where = f" in channel {int(indices[0])}" if values.ndim else ""
+        raise CalibrationError(f"{name}: got a range of {worst:g}{where}, {need}")
 
 
 def weight_amax(weight: Tensor, fmt: IntFormat) -> Tensor:
