@@ -56,3 +56,9 @@ def test_a_room_gets_its_own_error(tmp_path: Path) -> None:
         atomic_path(tmp_path / "taken" / "scn.onnx", ExportError),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_path_without_a_file_name_is_bad_input(name: str) -> None:
+    with pytest.raises(BadInputError, match="need the name of a file"), atomic_path(name):
+        pass

@@ -40,8 +40,10 @@ def open_sibling(final: Path, error: type[BadInputError] = BadInputError) -> Pat
     """An empty file beside `final`, hence on the same file system, with ordinary permissions.
 
     Raises:
-        BadInputError: as `error`: the folder cannot be made or written.
+        BadInputError: as `error`: no file name, or the folder cannot be made or written.
     """
+    if not final.name:
+        raise error(f"got {str(final)!r} as the file to write, need the name of a file")
     sibling = final.with_name(f".{final.stem}.{os.getpid()}{final.suffix}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from voxelquant.sparse import (
     SparseTensor,
     SparseToDense,
     SubMConv3d,
+    apply_module,
 )
 
 SHAPE = (6, 8, 10)
@@ -152,3 +153,13 @@ def test_training_updates_every_parameter() -> None:
     )
     net(x).features.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_statistics_of_fewer_than_two_voxels_are_refused(n: int) -> None:
+    x = SparseTensor.from_coords(torch.ones(n, 4), torch.zeros(n, 4), (3, 3, 3), 1)
+    norm = nn.BatchNorm1d(4)
+    with pytest.raises(GeometryError, match=rf"got a batch with {n} voxels left, need 2 or more"):
+        apply_module(norm, x)
+    assert norm.num_batches_tracked == 0
+    assert len(apply_module(norm.eval(), x).features) == n

@@ -252,6 +252,11 @@ def _open_evaluation(nusc: Any, split: str, submission: Path, scratch: Path) -> 
             return DetectionEval(nusc, config, str(submission), split, str(scratch), verbose=False)
     except AssertionError as error:  # a split of another version, for one
         raise DatasetError(f"{nusc.table_root}: {error}") from error
+    except KeyError as error:
+        raise DatasetError(
+            f"{nusc.table_root}: annotations of split {split} refer to {error}, which the tables "
+            "lack; fetch the metadata again"
+        ) from error
     except Exception as error:
         if "Invalid box type" not in str(error):
             raise

@@ -90,9 +90,14 @@ def _positive_range(
     tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...], source: str
 ) -> Tensor:
     amax = _require(tensors, key, source)
-    if amax.dtype != torch.float32 or tuple(amax.shape) != shape or bool((amax <= 0.0).any()):
+    if amax.dtype != torch.float32 or tuple(amax.shape) != shape:
         raise QuantStateError(
-            f"{source}: got {key} as {amax.dtype} {tuple(amax.shape)}, need positive float32 of "
-            f"shape {shape}"
+            f"{source}: got {key} as {amax.dtype} {tuple(amax.shape)}, need float32 of shape "
+            f"{shape}"
+        )
+    if bool((amax <= 0.0).any()):
+        raise QuantStateError(
+            f"{source}: got {key} with a range of {float(amax.min()):g}, need it above 0; "
+            "calibrate again"
         )
     return amax

@@ -205,10 +205,19 @@ class SparseToDense(SparseModule):
 
 
 def apply_module(module: nn.Module, x: SparseTensor) -> SparseTensor:
-    """Apply a sparse module to the tensor, an ordinary one (BatchNorm1d, ReLU) to its features."""
+    """Apply a sparse module to the tensor, an ordinary one (BatchNorm1d, ReLU) to its features.
+
+    Raises:
+        GeometryError: a batch norm would take statistics of fewer than two voxels.
+    """
     if isinstance(module, (SparseModule, SparseSequential)):
         out: SparseTensor = module(x)
         return out
+    if isinstance(module, nn.BatchNorm1d) and module.training and len(x.sites) < 2:
+        raise GeometryError(
+            f"batch norm in training: got a batch with {len(x.sites)} voxels left, need 2 or more "
+            "for statistics; drop such frames or take more of them a step"
+        )
     return x.replace_features(module(x.features))
 
 
