@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from rich.console import Console
 
-from voxelquant import QuantState, check_file
+from voxelquant import QuantState, check_file, cli
 from voxelquant.data.synthetic import (
     CLASS_NAMES,
     TABLE_VERSION,
@@ -27,6 +28,7 @@ from voxelquant.data.synthetic.returns import fire
 from voxelquant.data.synthetic.sensor import spin
 from voxelquant.data.synthetic.taxonomy import KINDS
 from voxelquant.errors import BadInputError
+from voxelquant.recipes import demo
 from voxelquant.recipes.demo import VALIDATION_SPLIT, DemoPlan, run_demo
 from voxelquant.recipes.demo_text import print_demo
 from voxelquant.recipes.progress import StageReporter
@@ -157,6 +159,24 @@ def test_the_terminal_shows_every_table(folder: Path, returned: Result) -> None:
         "report.html",
     ):
         assert text in shown
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_the_verb_fails_where_the_law_is_broken(
+    folder: Path, returned: Result, monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    outcome = {**returned, "parity": {**returned["parity"], "holds": holds}}
+    outcome["export"] = {"warnings": ["warning: conv0: [odd]"]}
+    monkeypatch.setattr(demo, "run_demo", lambda *_: outcome)
+    result = CliRunner().invoke(cli.main, ["demo", "--out", str(folder)])
+    assert result.exit_code == (0 if holds else 1)
+    assert ("The law of parity is broken." in result.stdout) == (not holds)
+    assert "warning: conv0: [odd]" in result.stdout
+    assert "scn.onnx, checked: 1 warnings, no errors." in result.stdout
+
+
+def test_the_weights_that_ship_are_small() -> None:
+    assert demo.tiny_weights().stat().st_size <= 8_000_000
 
 
 def visible_instances(plan: DemoPlan) -> Counter[str]:

@@ -30,6 +30,15 @@ def test_on_a_terminal_the_bar_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "40/40" in stream.getvalue()
 
 
+def test_an_unknown_total_is_not_shown_as_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StageReporter(stream).stage("calibrate", "calibrating") as advance:
+        advance(7, 0)
+    assert "7/?" in stream.getvalue()
+    assert "7/0" not in stream.getvalue()
+
+
 def test_the_same_stage_twice_adds_up() -> None:
     reporter = StageReporter(io.StringIO())
     reporter.seconds["evaluate"] = 100.0

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from voxelquant.cli.parity import LAW_BROKEN_EXIT_CODE
+
 
 @click.command()
 @click.option(
@@ -14,9 +16,15 @@ import click
     help="Work dir; a dataset that an earlier demo wrote there is used again.",
 )
 def command(out: Path) -> None:
-    """Everything, small, on a CPU: world, PTQ, official metric, integers, ONNX file, report."""
+    """Everything, small, on a CPU: world, PTQ, official metric, integers, ONNX file, report.
+
+    Exits 1 if fake-quant, integer engine and file part from one another.
+    """
     from voxelquant.recipes.demo import DemoPlan, run_demo
     from voxelquant.recipes.demo_text import print_demo
     from voxelquant.recipes.progress import StageReporter
 
-    print_demo(run_demo(out, DemoPlan(), StageReporter()), out)
+    result = run_demo(out, DemoPlan(), StageReporter())
+    print_demo(result, out)
+    if not result["parity"]["holds"]:
+        click.get_current_context().exit(LAW_BROKEN_EXIT_CODE)

@@ -153,7 +153,9 @@ def _quantize(run: DemoRun, detector: Detector) -> Calibrated:
     dataset = run.dataset(CALIBRATION_SPLIT)
     with run.reporter.stage("ptq", f"calibrating on {len(dataset)} frames") as advance:
         batches = calibration_batches(detector, dataset, len(dataset), 1)
-        calibrated = quantize_detector(detector, batches, progress=advance)
+        calibrated = quantize_detector(
+            detector, batches, progress=lambda done, _: advance(done, len(dataset))
+        )
         calibrated.state.save(run.folder / STATE_FILE)
     return calibrated
 

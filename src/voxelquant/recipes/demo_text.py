@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from voxelquant.recipes.result_text import layer_table
@@ -34,6 +35,12 @@ def print_demo(result: Mapping[str, Any], folder: Path, console: Console | None 
     )
     same = "equal" if parity["engine_equals_file"] else "[red]NOT equal[/]"
     console.print(f"The file's dense output and the engine's are {same}.")
+    for warning in result["export"]["warnings"]:
+        console.print(escape(warning))
+    warned = len(result["export"]["warnings"]) or "no"
+    console.print(f"scn.onnx, checked: {warned} warnings, no errors.")
+    if not parity["holds"]:
+        console.print("[red]The law of parity is broken.[/]")
     console.print(f"{result['seconds']['total']:.0f} s in all; open {folder / 'report.html'}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-# advance(done, total): what every library room accepts as `progress`.
+# advance(done, total): what every library room accepts as `progress`; total 0: unknown.
 Advance = Callable[[int, int], None]
 
 
@@ -62,7 +62,7 @@ class StageReporter:
             task = bar.add_task(description, total=None)
 
             def advance(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
+                bar.update(task, completed=done, total=total or None)
 
             yield advance
 
