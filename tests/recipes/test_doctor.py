@@ -11,7 +11,7 @@ def test_a_missing_devkit_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor, "package_version", lambda name: None)
     assert not finding("nuscenes-devkit").fine
     assert finding("nuscenes-devkit").advice == "pip install 'voxelquant[nuscenes]'"
-    assert finding("pictures").found == "no matplotlib and no plotly"
+    assert finding("pictures").found == "no matplotlib"
 
 
 def test_an_old_devkit_is_not_fine(monkeypatch: pytest.MonkeyPatch) -> None:

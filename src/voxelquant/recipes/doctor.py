@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,8 +33,7 @@ def examine_machine(folder: Path | None = None) -> list[Finding]:
         _triton(),
         _spconv(),
         _devkit(),
-        _extra("pictures", ("matplotlib", "plotly"), extra="viz"),
-        _extra("dense ONNX check", ("onnxruntime",), extra="test"),
+        _pictures(),
         *_hardware(folder if folder is not None else Path.cwd()),
     ]
 
@@ -105,13 +103,11 @@ def _devkit() -> Finding:
     return Finding("nuscenes-devkit", version)
 
 
-def _extra(subject: str, distributions: Sequence[str], *, extra: str) -> Finding:
-    versions = {name: package_version(name) for name in distributions}
-    missing = [name for name, version in versions.items() if version is None]
-    if missing:
-        advice = f"pip install 'voxelquant[{extra}]'"
-        return Finding(subject, f"no {' and no '.join(missing)}", False, advice)
-    return Finding(subject, ", ".join(f"{name} {version}" for name, version in versions.items()))
+def _pictures() -> Finding:
+    version = package_version("matplotlib")
+    if version is None:
+        return Finding("pictures", "no matplotlib", False, "pip install 'voxelquant[viz]'")
+    return Finding("pictures", f"matplotlib {version}")
 
 
 def _hardware(folder: Path) -> list[Finding]:
