@@ -33,3 +33,12 @@ def test_bars_share_one_axis() -> None:
 
 def test_a_layer_that_is_all_noise_has_no_bar_and_no_negative_width() -> None:
     assert "width:0.0%" in draw_sqnr((LayerParity("a", "conv", "int8", -3.0),))
+
+
+def test_labels_of_bars_leave_out_the_module_that_all_stand_in() -> None:
+    layers = (
+        LayerParity("backbone.conv1.0.add", "add", "int8", 40.0),
+        LayerParity("backbone.extra_conv.0", "conv", "int8", 10.0),
+    )
+    assert re.findall("<code>(.*?)</code>", draw_sqnr(layers)) == ["conv1.0.add", "extra_conv.0"]
+    assert "<code>backbone.conv1.0.add</code>" in parity_table(layers)

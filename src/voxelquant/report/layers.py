@@ -1,5 +1,6 @@
 """Layer by layer: how far the integer engine has drifted from float, and whether all agree."""
 
+from collections.abc import Sequence
 from html import escape
 
 from voxelquant.report.model import LayerParity
@@ -13,11 +14,12 @@ def draw_sqnr(layers: tuple[LayerParity, ...]) -> str:
     highest = max((layer.sqnr_db or 0.0 for layer in measured), default=0.0)
     axis_db = max(AXIS_STEP_DB, AXIS_STEP_DB * -(-highest // AXIS_STEP_DB))
     rows = []
-    for layer in measured:
+    labels = without_common_root([layer.path for layer in measured])
+    for layer, label in zip(measured, labels, strict=True):
         sqnr_db = layer.sqnr_db or 0.0
         percent = 100 * min(max(sqnr_db, 0.0), axis_db) / axis_db
         rows.append(
-            f'<div class="bar-row"><code>{escape(layer.path)}</code>'
+            f'<div class="bar-row"><code>{escape(label)}</code>'
             f'<span class="track" style="--step:{100 * AXIS_STEP_DB / axis_db:.2f}%">'
             f'<span class="bar {_precision_class(layer.precision)}" style="width:{percent:.1f}%">'
             f"</span></span><b>{sqnr_db:.1f}</b></div>"
@@ -27,6 +29,20 @@ def draw_sqnr(layers: tuple[LayerParity, ...]) -> str:
         f"wider · dB, a grid line every {AXIS_STEP_DB}</p>"
     )
     return f'{legend}<div class="bars">{"".join(rows)}</div>'
+
+
+def without_common_root(paths: Sequence[str]) -> list[str]:
+    """Module paths without the module that all of them stand in; a phone has room for the rest.
+
+    >>> without_common_root(["backbone.conv1.0.add", "backbone.extra_conv.0"])
+    ['conv1.0.add', 'extra_conv.0']
+    >>> without_common_root(["stem", "stem.0"])
+    ['stem', 'stem.0']
+    """
+    roots = {path.partition(".")[0] for path in paths}
+    if len(roots) != 1 or not all("." in path for path in paths):
+        return list(paths)
+    return [path.partition(".")[2] for path in paths]
 
 
 def parity_table(layers: tuple[LayerParity, ...]) -> str:
