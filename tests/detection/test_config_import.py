@@ -106,3 +106,63 @@ def test_junk_anywhere_is_an_error_of_the_user_or_ignored(junk) -> None:
             messages.append(str(error))
     assert len(messages) > 50
     assert not [message for message in messages if "\n" in message]
+
+
+# Where the original Waymo files differ from the original nuScenes ones.
+WAYMO_STYLE = (
+    (
+        ORIGINAL_STYLE[ORIGINAL_STYLE.index("tasks = [") : ORIGINAL_STYLE.index("class_names = ")],
+        'tasks = [dict(num_class=3, class_names=["VEHICLE", "PEDESTRIAN", "CYCLIST"])]\n',
+    ),
+    ("dataset='nuscenes'", "dataset='waymo'"),
+    ("weight=0.25", "weight=2"),
+    ("[1.0] * 6 + [0.2, 0.2, 1.0, 1.0]", "[1.0] * 8"),
+    (", 'vel': (2, 2)}", "}"),
+    ("        share_conv_channel=64,\n        dcn_head=False,\n", ""),
+    ("[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]", "[-80, -80, -10.0, 80, 80, 10.0]"),
+    ("nms_pre_max_size=1000", "nms_pre_max_size=4096"),
+    ("nms_post_max_size=83", "nms_post_max_size=500"),
+    ("nms_iou_threshold=0.2", "nms_iou_threshold=0.7"),
+    ("pc_range=[-54, -54]", "pc_range=[-75.2, -75.2]"),
+    ("voxel_size=[0.075, 0.075],", "voxel_size=[0.1, 0.1],"),
+    ("NuScenesDataset", "WaymoDataset"),
+    ("nsweeps = 10", "nsweeps = 1"),
+    ('data_root = "data/nuScenes"', 'data_root = "data/Waymo"'),
+    (
+        "data/nuScenes/dbinfos_train_10sweeps_withvelo",
+        "data/Waymo/dbinfos_train_1sweeps_withvelo",
+    ),
+    (
+        ORIGINAL_STYLE[ORIGINAL_STYLE.index("        dict(car=2)") :].partition("    ],\n")[0],
+        "        dict(VEHICLE=15), dict(PEDESTRIAN=10), dict(CYCLIST=10),\n",
+    ),
+    (
+        ORIGINAL_STYLE[ORIGINAL_STYLE.index("            car=5, truck=5") :].partition(")),")[0],
+        "            VEHICLE=5, PEDESTRIAN=5, CYCLIST=5",
+    ),
+    ("[0.9, 1.1]", "[0.95, 1.05]"),
+    ("    global_translate_std=0.5,\n", ""),
+    ("[-54, -54, -5.0, 54, 54, 3.0]", "[-75.2, -75.2, -2, 75.2, 75.2, 4]"),
+    ("voxel_size=[0.075, 0.075, 0.2]", "voxel_size=[0.1, 0.1, 0.15]"),
+    ("max_points_in_voxel=10", "max_points_in_voxel=5"),
+    ("[120000, 160000]", "[150000, 200000]"),
+    (
+        "data/nuScenes/infos_train_10sweeps_withvelo_filter_True",
+        "data/Waymo/infos_train_01sweeps_filter_zero_gt",
+    ),
+    (
+        "data/nuScenes/infos_val_10sweeps_withvelo_filter_True",
+        "data/Waymo/infos_val_01sweeps_filter_zero_gt",
+    ),
+    ("lr_max=0.001", "lr_max=0.003"),
+    ("total_epochs = 20", "total_epochs = 36"),
+)
+
+
+def test_original_waymo_config_equals_the_bundled_one(tmp_path) -> None:
+    """One task of three classes, no velocity, defaults of the head where the file is silent."""
+    imported = _load(tmp_path, *WAYMO_STYLE).model_dump()
+    bundled = load_config("centerpoint_waymo_3x").model_dump()
+    assert imported.pop("name") == "my_detector"
+    bundled.pop("name")
+    assert imported == bundled

@@ -143,6 +143,15 @@ def test_the_score_must_exceed_the_threshold(small_head: HeadSpec) -> None:
         assert len(decode_predictions(maps, spec)[0]) == n_found
 
 
+def test_scores_are_not_clamped_as_the_loss_clamps_them(small_head: HeadSpec) -> None:
+    maps = silent_maps(small_head)
+    logits = torch.tensor([10.0, 12.0])  # both above 1 - 1e-4
+    maps[0]["hm"][0, 0, 5, 5], maps[0]["hm"][0, 0, 5, 15] = logits
+    (found,) = decode_predictions(maps, small_head)
+    assert torch.equal(found.scores, logits.flip(0).sigmoid())
+    assert found.scores[0] > found.scores[1] > 1 - 1e-4
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_centre_range_includes_its_borders(small_head: HeadSpec, axis: int) -> None:
     maps = silent_maps(small_head)

@@ -65,3 +65,12 @@ def test_only_the_last_stages_may_be_upsampled() -> None:
     neck = RPN(7, config)
     assert len(neck.deblocks) == 1
     assert neck(torch.zeros(1, 7, 8, 8)).shape == (1, 5, 8, 8)
+
+
+def test_weights_start_as_torch_starts_them() -> None:
+    """The original's xavier initialisation is never called."""
+    torch.manual_seed(0)
+    neck = RPN(64, CONFIG.model_copy(update={"ds_num_filters": (64, 64)}))
+    for conv, fan_in in ((neck.blocks[0][1], 64 * 9), (neck.blocks[1][1], 64 * 9)):
+        bound = fan_in**-0.5  # Kaiming-uniform with a = √5; xavier reaches half as far again
+        assert 0.98 * bound < conv.weight.abs().max().item() <= bound

@@ -106,7 +106,8 @@ def test_same_numbers_as_the_devkit(dataset: NuScenesDataset, tmp_path: Path) ->
     assert metrics.tp_errors == direct["tp_errors"]
     summary = json.loads((tmp_path / "metrics_summary.json").read_text())
     assert summary["nd_score"] == metrics.NDS
-    assert summary["meta"]["use_lidar"] is True
+    assert {sense for sense, used in summary["meta"].items() if used} == {"use_lidar"}
+    assert {"use_camera", "use_radar", "use_map", "use_external"} <= summary["meta"].keys()
 
 
 def test_errors_have_the_size_of_the_distortion(dataset: NuScenesDataset, tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ def test_the_best_500_boxes_in_their_order(dataset: NuScenesDataset) -> None:
     assert len(scores) == 500
 
 
+def test_the_range_of_the_metric_is_left_to_the_metric(dataset: NuScenesDataset) -> None:
+    found = random_detections(3)
+    found.boxes_det3d[:, 0] = torch.tensor([29.0, 51.0, 500.0])
+    found.labels[:] = CLASS_NAMES.index("traffic_cone")
+    records = sample_results(dataset.nusc, dataset.sample_tokens[0], found, CLASS_NAMES)
+    assert len(records) == 3
+
+
 def test_broken_detections_are_refused(dataset: NuScenesDataset) -> None:
     token = dataset.sample_tokens[0]
 

@@ -235,6 +235,7 @@ RESIDUAL_ERRORS = [
     ("spatial-shape", "conv3", spoil("conv3", padding=(0, 1, 1))),
     ("output-bound", "conv1", spoil("conv1", output_bound=299)),
     ("rulebook-conflict", "conv1", other_kernel),
+    ("rulebook-conflict", "conv1", spoil("conv1", dilation=(2, 2, 2))),
     ("rulebook-conflict", "conv3", spoil("conv3", rulebook="res0")),
     ("scatter-format", "scatter0", spoil("scatter0", format="yxz")),
     ("scatter-layout", "scatter0", spoil("scatter0", output_layout="nhwc")),
