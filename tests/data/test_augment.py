@@ -217,6 +217,8 @@ def test_boxes_outside_the_range() -> None:
             [11.9, 10.9],  # one corner inside
             [11.9, -11.1],
             [0, 500],
+            [-12.0, 0],  # corners on the lower border: outside too
+            [0, -11.0],
         ]
     )
     boxes = box.repeat(len(centers), 1)

@@ -151,6 +151,8 @@ def test_head_initialisation(reference_model: CenterPoint) -> None:
             assert not bool(branch[-1].bias.any())
             # Kaiming normal over the fan-out: std = sqrt(2 / (64 * 9)).
             assert branch[0].weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.02)
+            fan_out = 9 * branch[-1].out_channels
+            assert branch[-1].weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
 
 
 def test_sparse_initialisation_bounds(reference_model: CenterPoint) -> None:

@@ -97,8 +97,11 @@ def test_every_integer_layer_is_the_plain_loop_bit_for_bit(engine_records, netwo
     assert compared == sum(value == "int8" for value in plan.precision.values())
 
 
-def test_tensors_between_layers_are_of_the_planned_type(engine_records, network_name) -> None:
-    _, plan, records = engine_records(network_name)
+@pytest.mark.parametrize("recipe", ["int8", "fp16"])
+def test_tensors_between_layers_are_of_the_planned_type(
+    engine_records, network_name, recipe
+) -> None:
+    _, plan, records = engine_records(network_name, recipe)
     for name, record in records.items():
         consumers = {node.kind for node in plan.graph.consumers(name)}
         if plan.tensor_precision[name] == "int8":

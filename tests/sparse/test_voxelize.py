@@ -124,6 +124,7 @@ def test_batch_equals_its_clouds_one_by_one() -> None:
 def test_mean_divides_by_the_points_that_were_kept() -> None:
     points = torch.tensor([[0.0, 0.0, 0.0, v] for v in (1.0, 2.0, 6.0, 99.0)])
     assert voxelize(points, SMALL).mean_features()[0, 3].item() == 3.0
+    assert voxelize(points[:2], SMALL).mean_features()[0, 3].item() == 1.5  # not a third of 3
 
 
 @pytest.mark.parametrize("points", [torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 5).double()])
