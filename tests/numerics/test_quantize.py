@@ -190,3 +190,13 @@ def test_float16_rounding_passes_the_gradient() -> None:
     y.backward(torch.full((100,), 3.0))
     assert x.grad is not None
     assert (x.grad == 3).all()
+
+
+def test_float64_is_rounded_to_float16_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300_000, generator=generator, dtype=torch.float64)
+    expected = torch.from_numpy(x.numpy().astype(np.float16)).float()
+    assert (expected != x.float().half().float()).any()  # by way of float32 some differ
+    assert torch.equal(round_to_float16(x), expected)
+    edges = torch.tensor([65504.0, 65520.0, 1e300, -1e300, 0.0], dtype=torch.float64)
+    assert round_to_float16(edges).tolist() == [65504.0, math.inf, math.inf, -math.inf, 0.0]

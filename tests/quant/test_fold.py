@@ -62,6 +62,17 @@ def test_norms_without_affine_parameters_fold(make_frame) -> None:
         assert relative_l2(network(make_frame(0)).features, qmodel(make_frame(0)).features) < 2e-3
 
 
+def test_a_folded_value_is_rounded_once_not_by_way_of_float32(make_frame) -> None:
+    network = conv_and_norm().eval()
+    network[1].eps = 0.0
+    step = 1 + 2.0**-12  # squared, just above a tie of fp16: float32 would put it on the tie
+    with torch.no_grad():
+        network[0].weight.fill_(step)
+        network[1].weight.fill_(step)
+    qmodel = vq.quantize(network, "fp16", example=make_frame(0))
+    assert qmodel[0].weight.unique().tolist() == [1 + 2.0**-10]
+
+
 def test_norms_without_running_statistics_are_refused(make_frame) -> None:
     with pytest.raises(GraphError, match="1: got a batch norm without running statistics"):
         vq.quantize(conv_and_norm(track_running_stats=False), "fp16", example=make_frame(0))

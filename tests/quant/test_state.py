@@ -138,7 +138,7 @@ EDITS = {
     "json": (lambda t, h: h.update(plan="{"), "damaged header"),
     "missing amax": (lambda t, h: t.pop("weight_amax/squeeze"), "without weight_amax/squeeze"),
     "missing weight": (lambda t, h: t.pop("stem.weight"), r"without stem\.weight"),
-    "zero amax": (lambda t, h: t["activation_amax/stem"].zero_(), "need positive float32"),
+    "zero amax": (lambda t, h: t["activation_amax/stem"].zero_(), "with a range of 0, need"),
     "nan": (lambda t, h: t["stem.bias"].fill_(torch.nan), r"NaN or infinite values in stem\.bias"),
 }
 

@@ -7,6 +7,7 @@ Whoever executes integers (reference, kernels, the runner of exported files) cit
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,11 @@ def add_dequantized(q_a: Tensor, scale_a: Tensor, q_b: Tensor, scale_b: Tensor) 
 
 
 def round_to_float16(x: Tensor) -> Tensor:
-    """Value of `x` after one rounding to float16, kept in float32; straight-through gradient."""
+    """Value of `x` after one rounding to float16, kept in float32; straight-through gradient.
+
+    >>> round_to_float16(torch.tensor((1 + 2.0**-12) ** 2, dtype=torch.float64)).item()
+    1.0009765625
+    """
     return _RoundToFloat16.apply(x)
 
 
@@ -111,6 +116,12 @@ class _FakeQuantize(torch.autograd.Function):
 class _RoundToFloat16(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            # torch goes by way of float32, which puts 6 in 100,000 values on the wrong side of a
+            # tie; numpy rounds once.
+            with np.errstate(over="ignore"):
+                half = x.detach().cpu().numpy().astype(np.float16)
+            return torch.from_numpy(half.astype(np.float32)).to(x.device)
         return x.to(torch.float16).to(torch.float32)
 
     @staticmethod

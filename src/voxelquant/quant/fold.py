@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.errors import GraphError, QuantStateError
+from voxelquant.numerics import round_to_float16
 from voxelquant.quant.substitute import substitute_modules
 from voxelquant.quant.topology import FusedGraph
 from voxelquant.sparse import SparseConvBase
@@ -69,8 +70,7 @@ def _folded(
 
 
 def _to_float16_values(x: Tensor, path: str, what: str) -> Tensor:
-    # From float64 in one rounding; by way of float32 some ties would be rounded twice.
-    rounded = x.to(torch.float16).to(torch.float32)
+    rounded = round_to_float16(x)  # from float64 in one rounding
     bad = torch.nonzero(~torch.isfinite(rounded.reshape(rounded.shape[0], -1)).all(1)).reshape(-1)
     if bad.numel():
         channel = int(bad[0])
