@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxelquant.errors import GeometryError
-from voxelquant.geometry import near_pairs, rotated_iou_bev, rotated_iou_bev_pairs
+from voxelquant.geometry import (
+    near_pairs,
+    rectangles_overlap,
+    rotated_iou_bev,
+    rotated_iou_bev_pairs,
+)
 
 Rectangle = tuple[float, float, float, float, float]
 
@@ -160,3 +165,38 @@ def test_what_cannot_be_compared_is_named() -> None:
         rotated_iou_bev(torch.ones(1, 5), torch.ones(1, 5).double())
     with pytest.raises(GeometryError, match="got 1 and 2"):
         rotated_iou_bev_pairs(torch.ones(1, 5), torch.ones(2, 5))
+
+
+@settings(max_examples=400)
+@given(rectangle_pairs(), st.sampled_from([torch.float32, torch.float64]))
+def test_overlap_agrees_with_shapely(
+    pair: tuple[Rectangle, Rectangle], dtype: torch.dtype
+) -> None:
+    rounded = torch.tensor(pair, dtype=dtype)
+    a, b = (tuple(row) for row in rounded.tolist())
+    first, second = shapely_rectangle(a), shapely_rectangle(b)
+    # As in `iou_error_bound`: within this distance of touching, rounding may decide either way.
+    reach = math.hypot(a[0] - b[0], a[1] - b[1]) + math.hypot(a[2], a[3]) + math.hypot(b[2], b[3])
+    margin_m = 16 * torch.finfo(dtype).eps * reach
+    found = rectangles_overlap(rounded[:1], rounded[1:])
+    assert found.shape == (1, 1)
+    assert torch.equal(found, rectangles_overlap(rounded[1:], rounded[:1]))
+    if first.distance(second) > margin_m:
+        assert not found
+    elif first.buffer(-margin_m).intersects(second.buffer(-margin_m)):
+        assert found
+
+
+def test_overlap_of_crossing_containing_touching_and_empty_rectangles() -> None:
+    cross = torch.tensor([[0.0, 0.0, 10.0, 1.0, 0.0], [0.0, 0.0, 10.0, 1.0, math.pi / 2]])
+    assert rectangles_overlap(cross[:1], cross[1:]).all()  # no corner lies in the other
+    inner = torch.tensor([[0.1, 0.2, 0.5, 0.5, 0.7]])
+    assert rectangles_overlap(inner, torch.tensor([[0.0, 0.0, 4.0, 4.0, 0.2]])).all()
+    side = torch.tensor([[0.0, 0.0, 2.0, 2.0, 0.0], [2.0, 0.0, 2.0, 2.0, 0.0]])
+    assert torch.equal(rectangles_overlap(side, side), torch.eye(2, dtype=torch.bool))
+    # Circles around them meet, and so do their upright bounds; only a slanted side tells.
+    slanted = torch.tensor([[0.0, 0.0, 4.0, 0.2, math.pi / 4]])
+    assert not rectangles_overlap(slanted, torch.tensor([[1.2, -0.2, 1.0, 1.0, 0.0]])).any()
+    assert rectangles_overlap(side, side[:0]).shape == (2, 0)
+    with pytest.raises(GeometryError, match="one dtype"):
+        rectangles_overlap(side, side.double())

@@ -6,7 +6,12 @@ from voxelquant.geometry.boxes import (
     box_corners_bev,
     points_in_boxes,
 )
-from voxelquant.geometry.overlap import near_pairs, rotated_iou_bev, rotated_iou_bev_pairs
+from voxelquant.geometry.overlap import (
+    near_pairs,
+    rectangles_overlap,
+    rotated_iou_bev,
+    rotated_iou_bev_pairs,
+)
 from voxelquant.geometry.rigid import (
     invert_pose,
     pose_matrix,
@@ -26,6 +31,7 @@ __all__ = [
     "points_in_boxes",
     "pose_matrix",
     "quaternion_to_yaw",
+    "rectangles_overlap",
     "rotated_iou_bev",
     "rotated_iou_bev_pairs",
     "rotation_matrix",

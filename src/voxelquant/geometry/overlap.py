@@ -91,6 +91,43 @@ def near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return rows, cols
 
 
+def rectangles_overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Whether every rectangle of `a` shares area with every one of `b`.
+
+    Two rectangles are apart exactly if the direction of a side of one of them separates them.
+
+    Args:
+        a: [n, 5] `x, y, l, w, θ`, float32 or float64.
+        b: [m, 5], same dtype and device.
+
+    Returns:
+        [n, m] bool; False where they merely touch.
+
+    Raises:
+        GeometryError: Not rectangles, or two dtypes or devices.
+
+    Example:
+        >>> small = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.3], [9.0, 0.0, 1.0, 1.0, 0.3]])
+        >>> rectangles_overlap(small, torch.tensor([[0.0, 0.0, 8.0, 4.0, 0.0]]))
+        tensor([[ True],
+                [False]])
+    """
+    _require_comparable(a, b)
+    return ~(_apart_along_sides(a, b) | _apart_along_sides(b, a).T)
+
+
+def _apart_along_sides(a: Tensor, b: Tensor) -> Tensor:
+    """Whether a side of each `a` separates it from each `b`, [n, m]."""
+    cos, sin = a[:, 4:5].cos(), a[:, 4:5].sin()
+    dx, dy = (b[:, axis] - a[:, axis, None] for axis in range(2))  # [n, m]
+    turn = b[:, 4] - a[:, 4:5]
+    turn_cos, turn_sin = turn.cos().abs(), turn.sin().abs()
+    length, width = b[:, 2], b[:, 3]
+    along = (dx * cos + dy * sin).abs() - (length * turn_cos + width * turn_sin) / 2
+    across = (dy * cos - dx * sin).abs() - (length * turn_sin + width * turn_cos) / 2
+    return (along >= a[:, 2:3] / 2) | (across >= a[:, 3:4] / 2)
+
+
 def _overlap_area(a: Tensor, b: Tensor) -> Tensor:
     """Area of the intersection of pairs of rectangles, [n]."""
     cos, sin = a[:, 4].cos(), a[:, 4].sin()
