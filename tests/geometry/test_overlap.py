@@ -169,9 +169,7 @@ def test_what_cannot_be_compared_is_named() -> None:
 
 @settings(max_examples=400)
 @given(rectangle_pairs(), st.sampled_from([torch.float32, torch.float64]))
-def test_overlap_agrees_with_shapely(
-    pair: tuple[Rectangle, Rectangle], dtype: torch.dtype
-) -> None:
+def test_overlap_agrees_with_shapely(pair: tuple[Rectangle, Rectangle], dtype: torch.dtype) -> None:
     rounded = torch.tensor(pair, dtype=dtype)
     a, b = (tuple(row) for row in rounded.tolist())
     first, second = shapely_rectangle(a), shapely_rectangle(b)

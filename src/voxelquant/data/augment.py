@@ -100,8 +100,7 @@ class FrameTransform:
 class Augmentation:
     """Draws a `FrameTransform` for every frame and applies it.
 
-    Pasting objects of other frames (GT-AUG) happens before the flips in CenterPoint; it belongs in
-    front of this class, as another callable of frame and generator.
+    Pasting objects of other frames (`ObjectSampler`) comes before it, as in CenterPoint.
     """
 
     flip: bool = True

@@ -74,6 +74,11 @@ class InfoDataset(FrameDataset):
         """Token of every key frame, in the order of the file."""
         return self._tokens
 
+    @property
+    def annotation_path(self) -> Path:
+        """The info file."""
+        return self.info_path
+
     @cached_property
     def nusc(self) -> Any:
         """Tables of the same key frames, opened when first asked for.

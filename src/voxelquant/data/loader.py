@@ -22,7 +22,7 @@ from voxelquant.data.sampling import (
 )
 from voxelquant.errors import BadInputError
 
-# An augmentation; object pasting, when it comes, is one more of these, in front.
+# An augmentation, or what pastes objects in front of it.
 RandomTransform = Callable[[Frame, torch.Generator], Frame]
 
 
@@ -47,7 +47,7 @@ class FrameLoader(Iterable[FrameBatch]):
     """One pass over some frames, batch by batch; the last batch may be smaller.
 
     Raises:
-        BadInputError: While iterating, what the dataset raises about a damaged file.
+        BadInputError: While iterating, what dataset or transforms raise about a damaged file.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class _DrawnFrames(Dataset[Frame | BadInputError]):
         self.transforms = transforms
 
     def __getitem__(self, draw: Draw) -> Frame | BadInputError:
+        generator = seeded_generator(draw.seed)
         try:
             frame = self.dataset[draw.index]
+            for transform in self.transforms:
+                frame = transform(frame, generator)
         except BadInputError as error:
             return error
-        generator = seeded_generator(draw.seed)
-        for transform in self.transforms:
-            frame = transform(frame, generator)
         return frame
 
 

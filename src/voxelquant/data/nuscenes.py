@@ -77,6 +77,11 @@ class NuScenesDataset(FrameDataset):
         """Token of every key frame of the split, in the order of the sample table."""
         return self._tokens
 
+    @property
+    def annotation_path(self) -> Path:
+        """The table of boxes."""
+        return self.root / self.version / "sample_annotation.json"
+
     def record(self, index: int) -> FrameRecord:
         """Files, poses and annotations of a key frame; reads no points.
 

@@ -58,6 +58,7 @@ class FrameDataset(ABC):
         root: Dataset folder, with `samples` and `sweeps`.
         version: Version folder of the tables that the metric reads; empty if they are not known.
         split: What the key frames are called together.
+        nsweeps: Revolutions merged into a frame, the key frame included.
 
     Raises:
         DatasetError: A class name occurs twice.
@@ -66,6 +67,7 @@ class FrameDataset(ABC):
     root: Path
     version: str
     split: str
+    nsweeps: int
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
@@ -76,6 +78,11 @@ class FrameDataset(ABC):
     @abstractmethod
     def sample_tokens(self) -> tuple[str, ...]:
         """Token of every key frame, in order."""
+
+    @property
+    @abstractmethod
+    def annotation_path(self) -> Path:
+        """File that boxes and names come from."""
 
     @property
     @abstractmethod
