@@ -26,9 +26,13 @@ class AugmentationConfig(Section):
 
 
 class ObjectSamplerConfig(Section):
-    """`db_sampler`: pasting ground-truth objects of other frames."""
+    """`db_sampler`: pasting ground-truth objects of other frames.
 
-    info_path: Name
+    `info_path` is det3d's database, read where it exists; without it one is built from the
+    training frames. `rotation_range_rad` bounds the azimuth that an object is moved to.
+    """
+
+    info_path: Name | None = None
     sample_groups: dict[str, Annotated[int, Field(ge=0, le=1000)]]
     min_points: dict[str, Annotated[int, Field(ge=0, le=100_000)]] = Field(default_factory=dict)
     removed_difficulties: tuple[int, ...] = (-1,)

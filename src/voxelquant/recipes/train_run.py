@@ -19,6 +19,11 @@ from voxelquant.recipes.artifacts import (
 )
 from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.device import choose_device
+from voxelquant.recipes.pasted_objects import (
+    PastingOptions,
+    dataset_object_sampler,
+    synthetic_object_sampler,
+)
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.train import TrainingRun, train
 from voxelquant.recipes.training_source import (
@@ -82,7 +87,7 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
     """
     config = load_config(request.config)
     device = choose_device(request.device)
-    source = _open_source(request, config, device)
+    source = _open_source(request, config, device, reporter)
     batch_size = request.batch_size or config.train.batch_size
     epochs = config.train.schedule.epochs
     steps = request.steps or epochs * max(1, source.frames_per_epoch // batch_size)
@@ -95,32 +100,41 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
         amp=request.amp,
         stop_after_s=request.stop_after_s,
     )
-    if config.train.object_sampler is not None:
-        reporter.say("note: the config's object_sampler (pasted objects) is not applied")
     make_work_dir(request.work_dir)
     if not request.resume:
         write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
     return _train_and_save(config, source, run, request, reporter)
 
 
-def _open_source(request: TrainRequest, config: DetectorConfig, device: str) -> TrainingSource:
+def _open_source(
+    request: TrainRequest, config: DetectorConfig, device: str, reporter: StageReporter
+) -> TrainingSource:
     if request.data == SYNTHETIC:
+        pasting = synthetic_object_sampler(
+            config, request.seed, request.pool_size, device=device, reporter=reporter
+        )
         return SyntheticSource(
             seed=request.seed,
             pool_size=request.pool_size,
             turnover=request.turnover,
             device=device,
-            transforms=training_transforms(config),
+            transforms=training_transforms(config, pasting),
         )
     dataset = open_dataset(
         config, request.data, request.split, request.version, purpose=Purpose.TRAIN
+    )
+    pasting = dataset_object_sampler(
+        config,
+        dataset,
+        PastingOptions(request.work_dir, request.split is not None, request.num_workers),
+        reporter=reporter,
     )
     return DatasetSource(
         dataset,
         epoch_order(dataset, config, request.seed),
         seed=request.seed,
         device=device,
-        transforms=training_transforms(config),
+        transforms=training_transforms(config, pasting),
         num_workers=request.num_workers,
     )
 

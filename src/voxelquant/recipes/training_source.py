@@ -43,10 +43,20 @@ class DropBoxesOutside:
         return drop_boxes_outside(frame, self.point_range)
 
 
-def training_transforms(config: DetectorConfig) -> tuple[RandomTransform, ...]:
-    """What happens to every training frame of a config, in det3d's order."""
+def training_transforms(
+    config: DetectorConfig, paste_objects: RandomTransform | None = None
+) -> tuple[RandomTransform, ...]:
+    """What happens to every training frame of a config, in det3d's order.
+
+    Args:
+        config: detector and training settings.
+        paste_objects: what `recipes/pasted_objects.py` makes of a config with an object sampler.
+    """
+    asked_for = config.train.object_sampler is not None
+    assert paste_objects is not None or not asked_for, "a config's object sampler goes unheeded"
     augmentation = Augmentation.from_config(config.train.augmentation)
-    return augmentation, DropBoxesOutside(config.point_range)
+    pasting = () if paste_objects is None else (paste_objects,)
+    return *pasting, augmentation, DropBoxesOutside(config.point_range)
 
 
 class SyntheticSource:
