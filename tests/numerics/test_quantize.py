@@ -19,6 +19,7 @@ from voxelquant.numerics import (
     dequantize_accumulator,
     epilogue_multiplier,
     fake_quantize,
+    fake_quantize_learned,
     quantize,
     round_to_float16,
     scale_from_amax,
@@ -137,6 +138,72 @@ def test_gradient_passes_up_to_amax_inclusive() -> None:
     assert x.grad is not None
     assert x.grad.tolist() == [1, 2, 3, 0, 5, 0, 0, 0]
     assert amax.grad is None
+
+
+def learned_gradients(
+    x: Tensor, amax: Tensor, incoming: Tensor, fmt: IntFormat, grad_scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and the gradients of x and of the range."""
+    x, amax = x.clone().requires_grad_(), amax.clone().requires_grad_()
+    out = fake_quantize_learned(x, amax, grad_scale, fmt)
+    out.backward(incoming)
+    assert x.grad is not None
+    assert amax.grad is not None
+    return out.detach(), x.grad, amax.grad
+
+
+@given(st.integers(0, 10_000), st.sampled_from([INT8, INT4]), st.floats(0.01, 100.0))
+def test_the_gradient_of_a_range_is_the_published_formula(
+    seed: int, fmt: IntFormat, amax: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, incoming = (torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, incoming = (x * amax).float(), incoming.float()
+    out, of_x, of_amax = learned_gradients(x, _f32(amax), incoming, fmt)
+    assert torch.equal(out, fake_quantize(x, _f32(amax), fmt))
+    step = scale_from_amax(_f32(amax), fmt)
+    v = (x / step).double()
+    inside = v.abs() <= fmt.qmax
+    of_step = torch.where(inside, v.round() - v, v.round().clamp(fmt.qmin, fmt.qmax))
+    expected = float((of_step * incoming.double()).sum()) / fmt.qmax  # ∂step/∂amax
+    assert of_amax.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert torch.equal(of_x, incoming * inside)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([INT8, INT4]))
+def test_the_gradient_of_a_range_is_a_slope_with_the_rounding_error_held(
+    seed: int, fmt: IntFormat
+) -> None:
+    """Finite differences: straight through means that `round(v) - v` does not change."""
+    x = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 1.5
+    x = x[(x.abs() - 1.0).abs() > 1e-3].float().double()  # not at the edge of the range
+
+    def output(amax: float) -> Tensor:
+        step = amax / fmt.qmax
+        held = (x * fmt.qmax).round() - x * fmt.qmax
+        ends = (x * fmt.qmax).round().clamp(fmt.qmin, fmt.qmax)
+        return torch.where(x.abs() <= 1.0, step * (x / step + held), step * ends)
+
+    incoming = torch.linspace(-1, 1, len(x), dtype=torch.float64)
+    slope = ((output(1.0 + 1e-4) - output(1.0 - 1e-4)) / 2e-4 * incoming).sum()
+    _, _, of_amax = learned_gradients(x.float(), _f32(1.0), incoming.float(), fmt)
+    assert of_amax.item() == pytest.approx(slope.item(), rel=1e-3, abs=1e-4)
+
+
+def test_each_channel_has_the_gradient_of_its_own_range() -> None:
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    amax = torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
+    incoming = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
+    _, _, together = learned_gradients(x, amax, incoming, INT8, grad_scale=0.25)
+    for channel in range(3):
+        one = (x[channel], amax[channel], incoming[channel], INT8)
+        assert together[channel].item() == pytest.approx(0.25 * learned_gradients(*one)[2].item())
+
+
+def test_values_that_the_grid_holds_pull_at_no_range() -> None:
+    out, _, of_amax = learned_gradients(ALL_CODES[1:] * 0.5, _f32(63.5), torch.ones(255), INT8)
+    assert torch.equal(out, ALL_CODES[1:] * 0.5)
+    assert of_amax.item() == 0.0
 
 
 def test_torch_fake_quantize_agrees_except_at_the_documented_rate() -> None:

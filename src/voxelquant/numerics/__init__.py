@@ -16,6 +16,7 @@ from voxelquant.numerics.quantize import (
     dequantize_accumulator,
     epilogue_multiplier,
     fake_quantize,
+    fake_quantize_learned,
     quantize,
     round_to_float16,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "dequantize_accumulator",
     "epilogue_multiplier",
     "fake_quantize",
+    "fake_quantize_learned",
     "quantize",
     "relative_l2",
     "round_to_float16",

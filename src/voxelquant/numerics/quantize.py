@@ -93,24 +93,71 @@ def fake_quantize(x: Tensor, amax: Tensor, fmt: NumberFormat = INT8) -> Tensor:
     return _FakeQuantize.apply(x, amax, fmt)
 
 
+def fake_quantize_learned(
+    x: Tensor, amax: Tensor, grad_scale: float, fmt: NumberFormat = INT8
+) -> Tensor:
+    """`fake_quantize` whose range has a gradient too: learned step sizes (Esser 2020, 1902.08153).
+
+    With the rounding straight through, `∂x̂/∂step` is `code - x / step` where `|x| <= amax` and
+    the code of the range's end outside; the step is `amax / 127`.
+
+    Args:
+        x: real values.
+        amax: range, broadcastable to `x`, > 0.
+        grad_scale: factor on the gradient of the range; the paper's is `1 / sqrt(n * 127)` with n
+            the number of elements that share the range.
+        fmt: number format.
+
+    Returns:
+        float32 tensor of the shape of `x`, bit for bit that of `fake_quantize`.
+
+    >>> x, amax = torch.tensor([0.3, 9.0]), torch.tensor(127.0, requires_grad=True)
+    >>> fake_quantize_learned(x, amax, 127.0).sum().backward()  # (0 - 0.3) + 9 - 9
+    >>> round(amax.grad.item(), 4)
+    -0.3
+    """
+    return _FakeQuantizeLearned.apply(x, amax, grad_scale, fmt)
+
+
+def _scaled_codes(x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
+    if isinstance(fmt, Float8Format):
+        limit = fmt.code_of_amax
+        codes = (x.to(torch.float32) / scale).clamp_(-limit, limit).to(fmt.dtype)
+        return codes.to(torch.float32) * scale
+    # The same three operations as quantize/dequantize; staying in float32 spares two passes
+    # and is exact, since every code is an integer below 2**24.
+    codes = torch.round(x.to(torch.float32) / scale).clamp_(fmt.qmin, fmt.qmax)
+    return codes.mul_(scale)
+
+
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, amax: Tensor, fmt: NumberFormat) -> Tensor:
         ctx.save_for_backward(x.abs() <= amax)
-        scale = scale_from_amax(amax, fmt)
-        if isinstance(fmt, Float8Format):
-            limit = fmt.code_of_amax
-            codes = (x.to(torch.float32) / scale).clamp_(-limit, limit).to(fmt.dtype)
-            return codes.to(torch.float32) * scale
-        # The same three operations as quantize/dequantize; staying in float32 spares two passes
-        # and is exact, since every code is an integer below 2**24.
-        codes = torch.round(x.to(torch.float32) / scale).clamp_(fmt.qmin, fmt.qmax)
-        return codes.mul_(scale)
+        return _scaled_codes(x, scale_from_amax(amax, fmt), fmt)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
         return grad_outputs[0] * inside, None, None
+
+
+class _FakeQuantizeLearned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amax: Tensor, grad_scale: float, fmt: NumberFormat) -> Tensor:
+        scale = scale_from_amax(amax, fmt)
+        out = _scaled_codes(x, scale, fmt)
+        inside = x.abs() <= amax
+        # ∂x̂/∂step * step; x̂ is homogeneous in x and step, so this is what x leaves over.
+        ctx.save_for_backward(inside, out - x.to(torch.float32) * inside, amax)
+        ctx.grad_scale = grad_scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        inside, residue, amax = ctx.saved_tensors
+        of_range = (grad_outputs[0] * residue).sum_to_size(amax.shape) / amax
+        return grad_outputs[0] * inside, of_range * ctx.grad_scale, None, None
 
 
 class _RoundToFloat16(torch.autograd.Function):

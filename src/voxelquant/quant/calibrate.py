@@ -16,8 +16,8 @@ from voxelquant.quant.calibrators import choose_amax
 from voxelquant.quant.histogram import MagnitudeHistogram
 from voxelquant.quant.insert import as_arguments, quantization_of, trace_and_insert
 from voxelquant.quant.modes import evaluation_mode
-from voxelquant.quant.modules import QuantSparseConvBase
 from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_amax
+from voxelquant.quant.range_trainer import quantized_weights
 from voxelquant.quant.sparse_part import ending_after_sparse_part
 from voxelquant.quant.spec import Method, QuantSpec
 
@@ -133,7 +133,7 @@ def set_ranges(
     ranges = [(quantizer, quantizer.checked_amax(amax)) for quantizer, amax in chosen]
     ranges += [
         (quantizer, quantizer.checked_amax(weight_amax(weight, quantizer.spec.fmt)))
-        for quantizer, weight in _weight_quantizers(qmodel)
+        for quantizer, weight in quantized_weights(qmodel)
     ]
     for quantizer, amax in ranges:
         quantizer.set_amax(amax)
@@ -171,7 +171,7 @@ def _observing(
     qmodel: nn.Module, quantizers: dict[str, TensorQuantizer]
 ) -> Iterator[dict[str, MagnitudeHistogram]]:
     """Watch tensors with all weights in float; the dict is filled when the block ends well."""
-    weights = [quantizer for quantizer, _ in _weight_quantizers(qmodel)]
+    weights = [quantizer for quantizer, _ in quantized_weights(qmodel)]
     modes = [(quantizer, quantizer.mode) for quantizer in (*quantizers.values(), *weights)]
     histograms: dict[str, MagnitudeHistogram] = {}
     for quantizer in quantizers.values():
@@ -185,14 +185,6 @@ def _observing(
             histograms[name] = quantizer.stop_observing()
         for quantizer, mode in modes:
             quantizer.mode = mode
-
-
-def _weight_quantizers(qmodel: nn.Module) -> list[tuple[TensorQuantizer, Tensor]]:
-    return [
-        (module.weight_quantizer, module.weight)
-        for module in qmodel.modules()
-        if isinstance(module, QuantSparseConvBase) and module.weight_quantizer is not None
-    ]
 
 
 def _checked_arguments(frame: Any, index: int) -> tuple[Any, ...]:

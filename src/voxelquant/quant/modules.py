@@ -3,19 +3,22 @@
 A layer computes in int8 (its input and weight pass quantizers) or in fp16 (they are rounded to
 fp16); either way it accumulates in fp32. Its output stays unrounded where the tensor is int8,
 since the quantizer of that tensor rounds it in every consumer, and is rounded once to fp16
-otherwise. Nothing is ever written into the input.
+otherwise. Nothing is ever written into the input. Autocast does not reach in here: bfloat16 cannot
+hold `scale * code`, so a layer that computed in it would train for other values than the deployed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from voxelquant.numerics import round_to_float16
 from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.recipe import Precision
 from voxelquant.sparse import (
+    KernelMap,
     SparseAdd,
     SparseConv3d,
     SparseConvBase,
@@ -70,15 +73,19 @@ class QuantSparseConvBase(SparseConvBase):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve: `[n, c_in]` → `[m, c_out]`, float32 features."""
         kernel_map, out_sites, coupled = self.resolve_map(x)
-        features = round_if_fp16(x.features, self.precision.inputs[0])
+        with torch.autocast(x.features.device.type, enabled=False):
+            out = self._convolve(x.features.float(), kernel_map)  # [m, c_out] float32
+        return SparseTensor(out, out_sites, coupled=coupled)
+
+    def _convolve(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        features = round_if_fp16(features, self.precision.inputs[0])
         if self.input_quantizer is not None and self.weight_quantizer is not None:
             features = self.input_quantizer(features)
             weight = self.weight_quantizer(self.weight)
         else:
             weight = round_to_float16(self.weight)
         bias = None if self.bias is None else round_to_float16(self.bias)
-        out = sparse_conv(features, weight, kernel_map, bias)  # [m, c_out] float32
-        return SparseTensor(round_if_fp16(out, self.precision.output), out_sites, coupled=coupled)
+        return round_if_fp16(sparse_conv(features, weight, kernel_map, bias), self.precision.output)
 
     def extra_repr(self) -> str:
         """Channels, geometry and precisions."""
@@ -119,8 +126,8 @@ class QuantSparseAdd(SparseAdd):
     def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
         """`[n, c]` + `[n, c]`, float32 features."""
         check_same_sites(a, b)
-        first = round_if_fp16(a.features, self.precision.inputs[0])
-        second = round_if_fp16(b.features, self.precision.inputs[1])
+        first = round_if_fp16(a.features.float(), self.precision.inputs[0])
+        second = round_if_fp16(b.features.float(), self.precision.inputs[1])
         if self.input0_quantizer is not None and self.input1_quantizer is not None:
             first, second = self.input0_quantizer(first), self.input1_quantizer(second)
         return a.replace_features(round_if_fp16(first + second, self.precision.output))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.errors import CalibrationError
-from voxelquant.numerics import IntFormat, fake_quantize, scale_from_amax
+from voxelquant.numerics import IntFormat, fake_quantize, fake_quantize_learned, scale_from_amax
 from voxelquant.quant.histogram import MagnitudeHistogram
 from voxelquant.quant.observer import Observer
 from voxelquant.quant.spec import QuantSpec
@@ -18,6 +18,8 @@ from voxelquant.quant.spec import QuantSpec
 # neighbouring codes apart, so a weaker channel is given this step: its codes are coarser than its
 # own maximum would allow, and still finer than what the fp16 weights themselves resolve twice over.
 _SMALLEST_WEIGHT_SCALE = 2.0**-23
+# A learned range stays within e**±20 of where it began, hence above 0 and finite.
+_MOST_GROWTH = 20.0
 
 
 class QuantizerMode(Enum):
@@ -31,6 +33,10 @@ class QuantizerMode(Enum):
 class TensorQuantizer(nn.Module):
     """Fake-quantizes the tensor it is shared by all consumers of, or watches it, or stands aside.
 
+    The range is the buffer `stored_amax`, or, while it is learned, `stored_amax * exp(growth)` with
+    the parameter `growth`: positive whatever an optimiser does, and a step of `growth` is the same
+    share of a small range as of a large one.
+
     Args:
         spec: format, granularity and method.
         name: module path of the tensor or weight, for messages.
@@ -38,6 +44,7 @@ class TensorQuantizer(nn.Module):
     """
 
     stored_amax: Tensor
+    growth: nn.Parameter | None
 
     def __init__(self, spec: QuantSpec, name: str, channels: int | None = None) -> None:
         super().__init__()
@@ -47,6 +54,8 @@ class TensorQuantizer(nn.Module):
         self.observer: Observer | None = None
         shape = () if channels is None else (channels,)
         self.register_buffer("stored_amax", torch.full(shape, math.nan))
+        self.register_parameter("growth", None)
+        self.largest: Tensor | None = None
 
     @property
     def calibrated(self) -> bool:
@@ -65,7 +74,7 @@ class TensorQuantizer(nn.Module):
                 f"{self.name}: got a quantizer without a range, need a calibrated one; run "
                 "calibrate(qmodel, frames) or load a QuantState first"
             )
-        return self.stored_amax
+        return self.stored_amax if self.growth is None else self._grown().detach()
 
     @property
     def scale(self) -> Tensor:
@@ -83,6 +92,25 @@ class TensorQuantizer(nn.Module):
             CalibrationError: as `checked_amax`.
         """
         self.stored_amax.copy_(self.checked_amax(amax))
+        if self.growth is not None:
+            nn.init.zeros_(self.growth)
+
+    def learn(self) -> nn.Parameter:
+        """Let the range be learned from here on; returns the parameter to optimise.
+
+        Raises:
+            CalibrationError: the range was never calibrated.
+        """
+        self.growth = nn.Parameter(torch.zeros_like(self.amax))
+        return self.growth
+
+    def start_tracking(self) -> None:
+        """Keep the largest magnitude of what is quantized in training mode, in `largest`.
+
+        Raises:
+            CalibrationError: the range was never calibrated.
+        """
+        self.largest = torch.zeros_like(self.amax)
 
     def checked_amax(self, amax: Tensor | float) -> Tensor:
         """A range in the form that is kept, if it can be one; the quantizer stays as it is.
@@ -126,11 +154,26 @@ class TensorQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` itself, or every element as `scale * code` in float32."""
         if self.mode is QuantizerMode.QUANTIZE:
-            amax = self.amax.view(-1, *[1] * (x.ndim - 1)) if self.stored_amax.ndim else self.amax
-            return fake_quantize(x, amax, self.spec.fmt)
+            if self.growth is not None:
+                return self._learnable(x, self._grown())
+            if self.largest is not None and self.training and x.numel():
+                self.largest = torch.maximum(self.largest, x.detach().abs().amax())
+            return fake_quantize(x, _per_channel(self.amax, x), self.spec.fmt)
         if self.mode is QuantizerMode.OBSERVE and self.observer is not None:
             self.observer.watch(x)
         return x
+
+    def _grown(self) -> Tensor:
+        assert self.growth is not None
+        amax = self.stored_amax * self.growth.clamp(-_MOST_GROWTH, _MOST_GROWTH).exp()
+        return amax.clamp(min=smallest_weight_amax(self.spec.fmt)) if amax.ndim else amax
+
+    def _learnable(self, x: Tensor, amax: Tensor) -> Tensor:
+        # Only active elements are in x, so their number is that of the batch at hand; were the
+        # paper's scale missing, the rate would follow the number of points.
+        sharing = max(1, x.numel() // amax.numel())
+        grad_scale = (sharing * self.spec.fmt.code_of_amax) ** -0.5
+        return fake_quantize_learned(x, _per_channel(amax, x), grad_scale, self.spec.fmt)
 
     def extra_repr(self) -> str:
         """Name, format and mode."""
@@ -161,4 +204,13 @@ def weight_amax(weight: Tensor, fmt: IntFormat) -> Tensor:
     """
     largest = weight.detach().to(torch.float32).flatten(1).abs().amax(1)
     largest = torch.where(largest > 0.0, largest, largest.max())
-    return largest.clamp(min=fmt.code_of_amax * _SMALLEST_WEIGHT_SCALE)
+    return largest.clamp(min=smallest_weight_amax(fmt))
+
+
+def smallest_weight_amax(fmt: IntFormat) -> float:
+    """The least range whose codes fp16 storage keeps apart."""
+    return fmt.code_of_amax * _SMALLEST_WEIGHT_SCALE
+
+
+def _per_channel(amax: Tensor, x: Tensor) -> Tensor:
+    return amax.view(-1, *[1] * (x.ndim - 1)) if amax.ndim else amax

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from voxelquant.errors import ConfigError
 from voxelquant.numerics import IntFormat
@@ -22,6 +22,8 @@ from voxelquant.quant.spec import Method, QuantSpec
 
 Precision = Literal["int8", "fp16"]
 Bits = Literal[4, 8]
+ActivationRanges = Literal["frozen", "ema", "learned"]
+WeightRanges = Literal["frozen", "max", "learned"]
 
 
 class _Strict(BaseModel):
@@ -58,6 +60,38 @@ class Rule(_Strict):
     skip_zeros: bool | None = None
 
 
+class RangeTraining(_Strict):
+    """What becomes of the ranges in quantization-aware training.
+
+    Attributes:
+        activation_ranges: `frozen` at their calibrated value; `ema`, a moving average of the
+            largest magnitude of each step (Jacob 2018, 1712.05877); `learned` by gradient
+            (Esser 2020, 1902.08153).
+        weight_ranges: `frozen`; `max`, the largest magnitude of each channel after every step; or
+            `learned`.
+        ema_momentum: share of the newest step in the moving average.
+        freeze_after: share of the steps after which no range moves any more, so that the weights
+            settle in the ranges that are deployed. Moving averages have to freeze before the end.
+        range_lr_factor: learned ranges train on a logarithmic scale, at so many times the learning
+            rate of the weights: Adam then changes a range by about `lr * factor` of itself a step.
+    """
+
+    activation_ranges: ActivationRanges = "frozen"
+    weight_ranges: WeightRanges = "frozen"
+    ema_momentum: float = Field(default=0.01, gt=0.0, le=1.0)
+    freeze_after: float = Field(default=0.5, gt=0.0, le=1.0)
+    range_lr_factor: float = Field(default=10.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _averages_freeze(self) -> RangeTraining:
+        if self.activation_ranges == "ema" and self.freeze_after == 1.0:
+            raise ValueError(
+                "ema ranges that never freeze are not those that the weights were trained with; "
+                "give freeze_after below 1"
+            )
+        return self
+
+
 class Recipe(_Strict):
     """A whole policy.
 
@@ -70,6 +104,7 @@ class Recipe(_Strict):
         activations: defaults of activation ranges.
         weights: defaults of weights.
         rules: overrides, the last match wins.
+        qat: what becomes of the ranges when the model is trained further.
     """
 
     name: str
@@ -79,6 +114,7 @@ class Recipe(_Strict):
     activations: ActivationDefaults = ActivationDefaults()
     weights: WeightDefaults = WeightDefaults()
     rules: tuple[Rule, ...] = ()
+    qat: RangeTraining = RangeTraining()
 
     def check_matches(self, paths: Sequence[str]) -> None:
         """Raise a ConfigError for a rule that matches none of the module paths."""
@@ -170,6 +206,7 @@ _LEVELS: dict[str, type[BaseModel]] = {
     "activations": ActivationDefaults,
     "weights": WeightDefaults,
     "rules": Rule,
+    "qat": RangeTraining,
 }
 
 
