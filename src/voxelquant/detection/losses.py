@@ -85,13 +85,27 @@ def box_l1_loss(maps: Mapping[str, Tensor], targets: TaskTargets, spec: HeadSpec
         targets: Batched.
         spec: Tells the order of the codes and whether velocity is among them.
     """
-    names = [name for name, _ in spec.regression_heads]
-    pred = torch.cat([maps[name].float() for name in names], dim=1).flatten(2)  # [b, codes, HW]
-    pred_at_box = pred.gather(2, targets.ind[:, None].expand(-1, pred.shape[1], -1))
+    pred_at_box = regressions_at(maps, targets.ind, spec)  # [b, max_objs, codes]
     target = targets.anno_box if spec.with_velocity else targets.anno_box[..., _WITHOUT_VELOCITY]
     mask = targets.mask.float()
-    error = (pred_at_box.transpose(1, 2) - target).abs() * mask[..., None]  # [b, max_objs, codes]
+    error = (pred_at_box - target).abs() * mask[..., None]  # [b, max_objs, codes]
     return error.sum(dim=(0, 1)) / (mask.sum() + _MASK_SUM_OFFSET)
+
+
+def regressions_at(maps: Mapping[str, Tensor], cells: Tensor, spec: HeadSpec) -> Tensor:
+    """What the head regresses at some cells, in the order of `spec.regression_heads`.
+
+    Args:
+        maps: Raw maps of one task, [b, channels, H, W] each.
+        cells: [b, k] int64, iy * W + ix.
+        spec: Tells the order of the codes.
+
+    Returns:
+        [b, k, n_codes] float32.
+    """
+    names = [name for name, _ in spec.regression_heads]
+    values = torch.cat([maps[name].float() for name in names], dim=1).flatten(2)  # [b, codes, HW]
+    return values.gather(2, cells[:, None].expand(-1, values.shape[1], -1)).transpose(1, 2)
 
 
 def _task_loss(maps: Mapping[str, Tensor], targets: TaskTargets, spec: HeadSpec) -> TaskLoss:
