@@ -54,7 +54,7 @@ def test_help_names_every_verb_in_order() -> None:
 
 def test_every_verb_file_is_listed() -> None:
     folder = Path(cli.__file__).parent
-    files = {path.stem for path in folder.glob("*.py") if path.stem != "__init__"}
+    files = {path.stem for path in folder.glob("*.py") if "\ndef command(" in path.read_text()}
     assert files == set(cli.VERBS)
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from voxelquant.data.sampling import Shard
 from voxelquant.errors import BadInputError
@@ -49,6 +50,28 @@ class World:
         gathered: list[T | None] = [None] * self.shard.world_size
         dist.all_gather_object(gathered, value)
         return gathered  # type: ignore[return-value]  # every place is filled
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over all processes, the same bits in each."""
+        if self.shard.world_size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.shard.world_size
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Elementwise maximum of a tensor over all processes."""
+        if self.shard.world_size == 1:
+            return value
+        most = value.detach().clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in some process."""
+        if self.shard.world_size == 1:
+            return flag
+        return bool(self.largest(torch.tensor(float(flag), device=self.device)))
 
     def barrier(self) -> None:
         """Wait until every process is here."""

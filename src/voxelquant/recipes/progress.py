@@ -1,5 +1,6 @@
 """Progress of long work on stderr: a bar on a terminal, one line per finished stage elsewhere."""
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ class StageReporter:
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream if stream is not None else sys.stderr
         self.seconds: dict[str, float] = {}
+
+    @classmethod
+    def silent(cls) -> "StageReporter":
+        """A reporter that keeps the seconds and says nothing: for all processes but the first."""
+        return cls(io.StringIO())
 
     @contextmanager
     def stage(self, key: str, description: str) -> Iterator[Advance]:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import class_balanced_order
-from voxelquant.detection.checkpoint import save_weights
+from voxelquant.detection.checkpoint import load_weights, save_weights
 from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
+from voxelquant.detection.detector import CenterPoint
+from voxelquant.errors import BadInputError, CheckpointError
 from voxelquant.recipes.artifacts import (
     make_work_dir,
     provenance,
     write_json_atomic,
     write_text_atomic,
 )
+from voxelquant.recipes.data_parallel import NO_SYNC_ON_CPU, synchronise_batchnorms
 from voxelquant.recipes.datasets import Purpose, open_dataset
-from voxelquant.recipes.device import choose_device
+from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.pasted_objects import (
     PastingOptions,
     dataset_object_sampler,
     synthetic_object_sampler,
 )
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.train import TrainingRun, train
+from voxelquant.recipes.train import DetectorTrainee
+from voxelquant.recipes.training_log import TrainingLog
+from voxelquant.recipes.training_loop import CHECKPOINT_FILE, Trainee, TrainingRun, run_steps
 from voxelquant.recipes.training_source import (
     DatasetSource,
     SyntheticSource,
     TrainingSource,
     training_transforms,
 )
+from voxelquant.recipes.training_state import load_training_state
 
 # `--data synthetic`: frames are generated as training goes, nothing is read from disk.
 SYNTHETIC = "synthetic"
@@ -45,14 +52,18 @@ class TrainRequest:
         config: bundled name or path.
         data: root of a nuScenes-format dataset, or `synthetic`; default: the config's.
         work_dir: where weights, checkpoint, log and metrics go.
+        weights: float weights to start from; default: fresh ones.
         split: split to train on, for a dataset on disk; default: its split for training.
         version: version folder of the dataset; default: the only one.
-        steps: optimisation steps of the whole schedule; default: the config's epochs.
-        batch_size: frames a step.
+        steps: optimisation steps of the whole schedule; default: `epochs`.
+        epochs: passes over the data; default: those of the config.
+        lr_max: highest learning rate of the schedule.
+        batch_size: frames a step, of each process.
         seed: seed of initialisation, order, augmentation and of the synthetic world.
         device: `cuda`, `cpu`, or `auto`.
         amp: bfloat16 autocast.
         resume: continue from the work dir's checkpoint.
+        checkpoint_every: steps between checkpoints.
         stop_after_s: leave with a checkpoint after so many seconds.
         pool_size: synthetic frames held on the device.
         turnover: synthetic frames replaced before each step.
@@ -62,63 +73,144 @@ class TrainRequest:
     config: str
     data: str | None
     work_dir: Path
+    weights: Path | None = None
     split: str | None = None
     version: str | None = None
     steps: int | None = None
+    epochs: int | None = None
+    lr_max: float | None = None
     batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
     amp: bool = False
     resume: bool = False
+    checkpoint_every: int = 500
     stop_after_s: float | None = None
     pool_size: int = 1024
     turnover: int = 2
     num_workers: int = 0
 
 
-def run_training(request: TrainRequest, reporter: StageReporter) -> Path:
+@dataclass(frozen=True)
+class TrainingSession:
+    """A request made concrete: config, frames, length, and the processes that share the work."""
+
+    request: TrainRequest
+    config: DetectorConfig
+    source: TrainingSource
+    run: TrainingRun
+    world: World
+    reporter: StageReporter = field(repr=False)
+
+
+def run_training(request: TrainRequest, reporter: StageReporter) -> Path | None:
     """Train and write `weights.safetensors`, `config.yaml`, `log.jsonl` and `metrics.json`.
 
     Returns:
-        Path of the weights; of the checkpoint if time ran out before the schedule ended.
+        Path of the weights; of the checkpoint if time ran out before the schedule ended; None in
+        every process but the first, which alone writes.
 
     Raises:
         BadInputError: config, dataset, checkpoint or loss cannot be used.
     """
+    with join_world(request.device) as world:
+        session = open_session(request, world, reporter)
+        torch.manual_seed(request.seed)
+        model = CenterPoint(session.config)
+        if request.weights is not None:
+            load_weights(model, request.weights)
+        open_work_dir(session)
+        model.to(world.device)
+        if not synchronise_batchnorms(model, world):
+            session.reporter.say(NO_SYNC_ON_CPU)
+        trainee = DetectorTrainee(model, session.config, amp=request.amp)
+        steps_done = train_session(session, trainee, f"training {session.config.name}")
+        if not world.is_main:
+            return None
+        write_training_metrics(session, steps_done, {})
+        if steps_done < session.run.total_steps:
+            return session.run.checkpoint
+        weights = request.work_dir / "weights.safetensors"
+        save_weights(model, weights, half=True)
+        return weights
+
+
+def open_session(
+    request: TrainRequest, world: World, reporter: StageReporter, **settings: Any
+) -> TrainingSession:
+    """Config, frames and length of a training; nothing is written.
+
+    Args:
+        request: what the command line asks for.
+        world: the processes that train together.
+        reporter: speaks for the first of them.
+        settings: what a resumed run must share with this one, beside what every training has.
+
+    Raises:
+        BadInputError: config or dataset cannot be used, or there is nothing to resume.
+    """
+    if request.steps is not None and request.epochs is not None:
+        raise BadInputError("got --steps and --epochs, need one of them: each is the length")
     config = load_config(request.config)
-    device = choose_device(request.device)
-    source = _open_source(request, config, device, reporter)
+    if request.lr_max is not None:
+        schedule = config.train.schedule.model_copy(update={"lr_max": request.lr_max})
+        train = config.train.model_copy(update={"schedule": schedule})
+        config = config.model_copy(update={"train": train})
+    checkpoint = request.work_dir / CHECKPOINT_FILE
+    if request.resume and not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint}: nothing to resume; start without --resume")
+    reporter = reporter if world.is_main else StageReporter.silent()
+    source = _open_source(request, config, world, reporter)
+    run = _plan_run(request, config, source, world, settings)
+    return TrainingSession(request, config, source, run, world, reporter)
+
+
+def _plan_run(
+    request: TrainRequest,
+    config: DetectorConfig,
+    source: TrainingSource,
+    world: World,
+    settings: dict[str, Any],
+) -> TrainingRun:
     batch_size = request.batch_size or config.train.batch_size
-    epochs = config.train.schedule.epochs
+    epochs = request.epochs or config.train.schedule.epochs
     steps = request.steps or epochs * max(1, source.frames_per_epoch // batch_size)
-    run = TrainingRun(
+    shared = {
+        "steps": steps,
+        "batch size": batch_size,
+        "seed": request.seed,
+        "lr_max": config.train.schedule.lr_max,
+        "amp": request.amp,
+        "processes": world.shard.world_size,
+    }
+    if request.data == SYNTHETIC:
+        shared |= {"pool size": request.pool_size, "turnover": request.turnover}
+    return TrainingRun(
         total_steps=steps,
         batch_size=batch_size,
         seed=request.seed,
-        device=device,
         work_dir=request.work_dir,
         amp=request.amp,
+        checkpoint_every=request.checkpoint_every,
         stop_after_s=request.stop_after_s,
+        settings=shared | settings,
     )
-    make_work_dir(request.work_dir)
-    if not request.resume:
-        write_text_atomic(request.work_dir / "config.yaml", config_to_yaml(config))
-    return _train_and_save(config, source, run, request, reporter)
 
 
 def _open_source(
-    request: TrainRequest, config: DetectorConfig, device: str, reporter: StageReporter
+    request: TrainRequest, config: DetectorConfig, world: World, reporter: StageReporter
 ) -> TrainingSource:
     if request.data == SYNTHETIC:
         pasting = synthetic_object_sampler(
-            config, request.seed, request.pool_size, device=device, reporter=reporter
+            config, request.seed, request.pool_size, device=world.device, reporter=reporter
         )
         return SyntheticSource(
             seed=request.seed,
             pool_size=request.pool_size,
             turnover=request.turnover,
-            device=device,
+            device=world.device,
             transforms=training_transforms(config, pasting),
+            shard=world.shard,
         )
     dataset = open_dataset(
         config, request.data, request.split, request.version, purpose=Purpose.TRAIN
@@ -128,14 +220,16 @@ def _open_source(
         dataset,
         PastingOptions(request.work_dir, request.split is not None, request.num_workers),
         reporter=reporter,
+        world=world,
     )
     return DatasetSource(
         dataset,
         epoch_order(dataset, config, request.seed),
         seed=request.seed,
-        device=device,
+        device=world.device,
         transforms=training_transforms(config, pasting),
         num_workers=request.num_workers,
+        shard=world.shard,
     )
 
 
@@ -151,37 +245,58 @@ def epoch_order(dataset: FrameDataset, config: DetectorConfig, seed: int) -> lis
     return class_balanced_order(classes, len(config.class_names), seed=seed)
 
 
-def _train_and_save(
-    config: DetectorConfig,
-    source: TrainingSource,
-    run: TrainingRun,
-    request: TrainRequest,
-    reporter: StageReporter,
-) -> Path:
-    log_path = request.work_dir / "log.jsonl"
-    if not request.resume:
-        log_path.unlink(missing_ok=True)
-    started = time.perf_counter()
-    with reporter.stage("train", f"training {config.name} for {run.total_steps} steps") as advance:
+def open_work_dir(session: TrainingSession) -> None:
+    """Make the folder, and keep the resolved config in it."""
+    if not session.world.is_main:
+        return
+    make_work_dir(session.request.work_dir)
+    if not session.request.resume:
+        path = session.request.work_dir / "config.yaml"
+        write_text_atomic(path, config_to_yaml(session.config))
 
-        def log(record: dict[str, object]) -> None:
-            with log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            advance(int(str(record["step"])), run.total_steps)
 
-        model, steps_done = train(config, source, run, resume=request.resume, log=log)
+def train_session(session: TrainingSession, trainee: Trainee, title: str) -> int:
+    """Train from scratch or from the last checkpoint, with a log; returns the steps done.
+
+    Raises:
+        BadInputError: a gradient is not finite.
+        CheckpointError: the checkpoint to resume from is of another model or run.
+    """
+    run, request = session.run, session.request
+    first = 0
+    if request.resume:
+        first = load_training_state(run.checkpoint, trainee.model, trainee.optimizer, run.settings)
+    log = TrainingLog(request.work_dir / "log.jsonl", first) if session.world.is_main else None
+    title = f"{title} for {run.total_steps} steps"
+    with session.reporter.stage("train", title) as advance:
+
+        def record(entry: dict[str, object]) -> None:
+            if log is not None:
+                log.append(entry)
+            advance(int(str(entry["step"])), run.total_steps)
+
+        done = run_steps(
+            trainee, session.source, run, first_step=first, world=session.world, log=record
+        )
+    if done < run.total_steps:
+        session.reporter.say(f"stopped after {done} of {run.total_steps} steps; --resume continues")
+    return done
+
+
+def write_training_metrics(session: TrainingSession, steps_done: int, more: dict[str, Any]) -> None:
+    """Keep what was done, and everything needed to do it again, in `metrics.json`."""
+    request, run = session.request, session.run
     metrics = {
         "steps": steps_done,
         "total_steps": run.total_steps,
         "batch_size": run.batch_size,
-        "seconds": time.perf_counter() - started,
-        "data": request.data or config.data.root,
-        "provenance": provenance(config=config, seed=request.seed),
+        "processes": session.world.shard.world_size,
+        "lr_max": session.config.train.schedule.lr_max,
+        "amp": run.amp,
+        "seconds": session.reporter.seconds["train"],
+        "data": request.data or session.config.data.root,
+        "weights": request.weights,
+        **more,
+        "provenance": provenance(config=session.config, seed=request.seed),
     }
     write_json_atomic(request.work_dir / "metrics.json", metrics)
-    if steps_done < run.total_steps:
-        reporter.say(f"stopped after {steps_done} of {run.total_steps} steps; --resume continues")
-        return request.work_dir / "checkpoint.safetensors"
-    weights = request.work_dir / "weights.safetensors"
-    save_weights(model, weights, half=True)
-    return weights

@@ -17,6 +17,7 @@ from voxelquant.data.synthetic import generate_frames
 from voxelquant.detection.config import DetectorConfig
 
 _FRAMES_AT_ONCE = 16
+_SEEDS_OF_A_RANK = 500_000_003  # torch's CPU generator takes 32 bits of a seed
 
 
 class TrainingSource(Protocol):
@@ -72,6 +73,7 @@ class SyntheticSource:
         turnover: frames replaced a step, on average.
         device: where frames are generated and kept.
         transforms: applied to every frame that is drawn, one after the other.
+        shard: ranks make, draw and augment different frames; each has a pool of its own.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class SyntheticSource:
         turnover: int,
         device: torch.device | str,
         transforms: Sequence[RandomTransform] = (),
+        shard: Shard | None = None,
     ) -> None:
         self.seed = seed
+        self.shard = shard or Shard()
         self.pool_size = pool_size
         self.turnover = turnover
         self.device = torch.device(device)
@@ -100,20 +104,26 @@ class SyntheticSource:
     def batches(self, first_step: int, batch_size: int) -> Iterator[list[Frame]]:
         """Augmented frames of step `first_step` and all that follow."""
         for step in count(first_step):
-            frames = enumerate(self.draw(step, batch_size))
+            frames = enumerate(self.draw(step, batch_size), self.shard.rank * batch_size)
             yield [self._augment(frame, step, index) for index, frame in frames]
 
     def _augment(self, frame: Frame, step: int, index: int) -> Frame:
-        """With randomness that depends on seed, step and place in the batch."""
+        """With randomness that depends on seed, step and place in the batch of all ranks."""
         generator = torch.Generator().manual_seed((self.seed * 7_919 + step) * 4_099 + index)
         for transform in self.transforms:
             frame = transform(frame, generator)
         return frame
 
+    def first_frames(self) -> list[Frame]:
+        """The pool as it stands at the first step, in order: frames to calibrate on."""
+        self._fill(0)
+        return [self._frames[slot] for slot in range(self.pool_size)]
+
     def draw(self, step: int, batch_size: int) -> list[Frame]:
         """`batch_size` frames drawn from the pool as it stands at this step, as they are."""
         self._fill(step)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        own_seed = self.seed * 1_000_003 + step + self.shard.rank * _SEEDS_OF_A_RANK
+        generator = torch.Generator().manual_seed(own_seed)
         chosen = torch.randint(self.pool_size, (batch_size,), generator=generator)
         return [self._frames[int(index)] for index in chosen]
 
@@ -129,7 +139,9 @@ class SyntheticSource:
         missing = [f for f in window if self._frame_ids.get(f % self.pool_size) != f]
         for begin in range(0, len(missing), _FRAMES_AT_ONCE):
             ids = missing[begin : begin + _FRAMES_AT_ONCE]
-            frames = generate_frames(self.seed, ids, key_frames=1, device=self.device)
+            # Scenes are dealt out to the ranks in turn.
+            scenes = [f * self.shard.world_size + self.shard.rank for f in ids]
+            frames = generate_frames(self.seed, scenes, key_frames=1, device=self.device)
             for frame_id, frame in zip(ids, frames, strict=True):
                 self._frame_ids[frame_id % self.pool_size] = frame_id
                 self._frames[frame_id % self.pool_size] = keep_seen_boxes(frame)

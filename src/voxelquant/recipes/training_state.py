@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,39 +17,81 @@ from voxelquant.errors import CheckpointError
 
 
 def save_training_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights, optimiser moments and the step count."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    """Write weights, ranges, optimiser moments, the step count, and what a resume must not change.
+
+    Args:
+        path: target.
+        model: what is trained; a tensor that it holds under several names is written once.
+        optimizer: of the model's parameters.
+        step: steps done.
+        settings: plain JSON values by name, such as the length of the schedule.
+    """
+    tensors = {
+        f"model.{key}": value.detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+        if key == _first_names(model)[key]
+    }
     for name, state in _states_by_name(model, optimizer).items():
         for key, value in state.items():
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value).cpu().contiguous()
+    metadata = {"step": str(step), "settings": json.dumps(dict(settings or {}))}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step)})
+        save_file(tensors, temporary, metadata=metadata)
 
 
-def load_training_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore weights and moments; returns the number of steps done.
+def load_training_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any] | None = None,
+) -> int:
+    """Restore weights, ranges and moments; returns the number of steps done.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of ours, or of another model.
+        CheckpointError: no such file, not a checkpoint of ours, of another model, or of a run with
+            other settings.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            step = int((file.metadata() or {})["step"])
+            header = file.metadata() or {}
+            step, stored = int(header["step"]), json.loads(header.get("settings", "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a training checkpoint ({error}); start without resuming"
         ) from None
+    _check_settings(path, stored, dict(settings or {}))
     weights = _strip(tensors, "model.")
+    shared = {key: first for key, first in _first_names(model).items() if first in weights}
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights | {key: weights[first] for key, first in shared.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()[:160]  # the first line names the class alone
         raise CheckpointError(f"{path}: of another model ({reason})") from None
     _restore_moments(model, optimizer, tensors)
     return step
+
+
+def _check_settings(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if name in stored and stored[name] != value:
+            raise CheckpointError(
+                f"{path}: got {name} {value}, the run to resume has {stored[name]}; give the same, "
+                "or start anew in another folder"
+            )
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Key of the state dict → the first key that holds the same tensor."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {key: first.setdefault(id(value), key) for key, value in state.items()}
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -63,12 +108,15 @@ def _states_by_name(
 def _restore_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    # An optimiser counts its parameters group by group.
+    ordered = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {}
-    for index, (name, parameter) in enumerate(model.named_parameters()):
+    for index, parameter in enumerate(ordered):
         entry = {
-            key: tensors[f"optimizer.{key}.{name}"].to(parameter.device)
+            key: tensors[f"optimizer.{key}.{names[id(parameter)]}"].to(parameter.device)
             for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer.{key}.{name}" in tensors
+            if f"optimizer.{key}.{names[id(parameter)]}" in tensors
         }
         if entry:
             state[index] = entry

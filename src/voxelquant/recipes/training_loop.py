@@ -1,0 +1,208 @@
+"""The loop of every training: steps, schedule, checkpoints, one process or many.
+
+What is trained is a `Trainee`: float training and quantization-aware training differ in their loss
+and in what happens around an optimiser step, and in nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from voxelquant.data.frame import Frame
+from voxelquant.detection.config_training import ScheduleConfig
+from voxelquant.errors import BadInputError
+from voxelquant.recipes.data_parallel import average_batchnorm_statistics, replicate
+from voxelquant.recipes.distributed import World
+from voxelquant.recipes.schedule import OneCycle
+from voxelquant.recipes.training_source import TrainingSource
+from voxelquant.recipes.training_state import save_training_state
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+Log = Callable[[dict[str, object]], None]
+Predict = Callable[..., list[dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run does beyond the config.
+
+    Attributes:
+        total_steps: optimisation steps of the whole schedule.
+        batch_size: frames a step, of each process.
+        seed: seed of initialisation and augmentation.
+        work_dir: where checkpoints go.
+        amp: bfloat16 autocast (the reference trains in fp32).
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between log records.
+        stop_after_s: leave cleanly, with a checkpoint, once this many seconds have passed.
+        settings: what a resumed run must share with the one it continues, by name.
+    """
+
+    total_steps: int
+    batch_size: int
+    seed: int
+    work_dir: Path
+    amp: bool = False
+    checkpoint_every: int = 500
+    log_every: int = 20
+    stop_after_s: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state between two steps is kept."""
+        return self.work_dir / CHECKPOINT_FILE
+
+
+class Trainee:
+    """A model in training with its optimiser.
+
+    Args:
+        model: what is trained.
+        schedule: rates, moments, decay and clipping.
+    """
+
+    def __init__(self, model: nn.Module, schedule: ScheduleConfig) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.optimizer = self.build_optimizer()
+
+    def build_optimizer(self) -> torch.optim.AdamW:
+        """Adam with decoupled decay on every parameter, BN and biases included, as in det3d."""
+        return adam([{"params": list(self.model.parameters())}], self.schedule)
+
+    def set_mode(self) -> None:
+        """Bring every module into the mode in which it trains."""
+        self.model.train()
+
+    def loss(self, predict: Predict, frames: list[Frame]) -> Tensor:
+        """Loss of a batch; `predict` runs the model, in parallel with other processes or not."""
+        raise NotImplementedError
+
+    def before_update(self, step: int) -> None:
+        """Called with gradients in place, before they are clipped."""
+
+    def after_update(self, step: int, world: World) -> None:
+        """Called when the optimiser has made its step."""
+
+
+def adam(groups: Iterable[dict[str, Any]], schedule: ScheduleConfig) -> torch.optim.AdamW:
+    """The optimiser of all trainings; a group's `lr_factor` multiplies the scheduled rate."""
+    listed = list(groups)
+    on_gpu = listed[0]["params"][0].is_cuda
+    return torch.optim.AdamW(
+        listed,
+        lr=schedule.lr_max,
+        betas=(schedule.moms[0], 0.99),
+        weight_decay=schedule.weight_decay,
+        fused=on_gpu,
+    )
+
+
+def run_steps(
+    trainee: Trainee,
+    source: TrainingSource,
+    run: TrainingRun,
+    *,
+    first_step: int = 0,
+    world: World,
+    log: Log | None = None,
+) -> int:
+    """Train from a step to the end of the schedule, or until time is up.
+
+    Args:
+        trainee: model, optimiser and loss; changed in place.
+        source: augmented frames of every step, those of this process.
+        run: length, batch, checkpoints.
+        first_step: steps that are done already.
+        world: the processes that train together; all of them call this.
+        log: called with a flat record every `log_every` steps, in every process.
+
+    Returns:
+        The number of steps done, less than `total_steps` if time ran out.
+
+    Raises:
+        BadInputError: a gradient is not finite.
+    """
+    schedule = trainee.schedule
+    cycle = OneCycle(
+        run.total_steps, schedule.lr_max, schedule.moms, schedule.div_factor, schedule.pct_start
+    )
+    predict = replicate(trainee.model, world)
+    started = window_start = time.perf_counter()
+    step = logged = first_step
+    if step >= run.total_steps:
+        return step
+    for frames in source.batches(step, run.batch_size):
+        lr = set_cycle(trainee.optimizer, cycle, step)
+        loss = make_step(trainee, predict, frames, step, world)
+        step += 1
+        last = step == run.total_steps or _time_is_up(run, started, world)
+        if step % run.log_every == 0 or last:
+            mean_loss = float(world.mean(loss))
+            seconds = time.perf_counter() - window_start
+            frames_seen = (step - logged) * run.batch_size * world.shard.world_size
+            if log is not None:
+                log(_record(step, lr, mean_loss, frames_seen / seconds))
+            logged, window_start = step, time.perf_counter()
+        if world.is_main and (step % run.checkpoint_every == 0 or last):
+            save_training_state(
+                run.checkpoint, trainee.model, trainee.optimizer, step, run.settings
+            )
+        if last:
+            break
+    return step
+
+
+def make_step(
+    trainee: Trainee, predict: Predict, frames: list[Frame], step: int, world: World
+) -> Tensor:
+    """One optimisation step; returns this process's loss.
+
+    zero_grad, forward, backward (gradients averaged over processes), clip the total norm, update.
+    """
+    trainee.set_mode()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss = trainee.loss(predict, frames)
+    loss.backward()
+    trainee.before_update(step)
+    norm = nn.utils.clip_grad_norm_(
+        trainee.model.parameters(), trainee.schedule.grad_clip_norm, foreach=True
+    )
+    # One synchronisation a step; a NaN that goes unseen would cost the whole run.
+    if not bool(torch.isfinite(norm)):
+        raise BadInputError(
+            f"got a gradient norm of {norm.item()} and a loss of {loss.item()}; lower lr_max, or "
+            "train without amp"
+        )
+    trainee.optimizer.step()
+    trainee.after_update(step, world)
+    average_batchnorm_statistics(trainee.model, world)
+    return loss.detach()
+
+
+def set_cycle(optimizer: torch.optim.Optimizer, cycle: OneCycle, step: int) -> float:
+    """Set learning rate and beta1 of a step; returns the rate."""
+    lr, beta1 = cycle.at(step)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+        group["betas"] = (beta1, group["betas"][1])
+    return lr
+
+
+def _time_is_up(run: TrainingRun, started: float, world: World) -> bool:
+    """Whether to leave now; clocks differ, and all processes have to leave together."""
+    if run.stop_after_s is None:
+        return False
+    return world.any(time.perf_counter() - started > run.stop_after_s)
+
+
+def _record(step: int, lr: float, loss: float, frames_per_s: float) -> dict[str, object]:
+    return {"step": step, "lr": lr, "loss": loss, "frames_per_s": round(frames_per_s, 2)}
