@@ -5,15 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from click.testing import CliRunner, Result
 
-from nuscenes_world import write_tiny_nuscenes
+from small_detector import write_config, write_data, write_weights
 from voxelquant import cli
-from voxelquant.detection.checkpoint import save_weights
-from voxelquant.detection.config import config_to_yaml, load_config
-from voxelquant.detection.detector import CenterPoint
 
 Run = Callable[..., Result]
 
@@ -67,56 +62,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def config(folder: Path) -> Path:
-    """`centerpoint_tiny` on voxels of 0.8 m, with few channels and one sweep."""
-    values = yaml.safe_load(config_to_yaml(load_config("centerpoint_tiny")))
-    values["name"] = "small"
-    values["voxel_size"] = [0.8, 0.8, 0.2]
-    values["backbone"]["channels"] = [16, 16, 16, 16, 16]
-    values["neck"] = {
-        "layer_nums": [1, 1],
-        "ds_layer_strides": [1, 2],
-        "ds_num_filters": [16, 16],
-        "us_layer_strides": [1, 2],
-        "us_num_filters": [16, 16],
-    }
-    values["head"] |= {"share_conv_channel": 16, "head_conv": 16}
-    values["data"]["nsweeps"] = 2
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    """`centerpoint_tiny` on voxels of 0.8 m, with few channels and two sweeps."""
+    return write_config(folder / "small.yaml")
 
 
 @pytest.fixture(scope="session")
 def weights(folder: Path, config: Path) -> Path:
     """Fresh weights, with batch norms that do something."""
-    torch.manual_seed(5)
-    model = CenterPoint(load_config(config))
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.3, 1.0)
-    path = folder / "small.safetensors"
-    save_weights(model, path)
-    return path
+    return write_weights(folder / "small.safetensors", config)
 
 
 @pytest.fixture(scope="session")
 def data(folder: Path) -> Path:
     """Two scenes of three key frames; splits `fit`, `check`, `both`, `tiny_train`, `tiny_val`."""
     return write_data(folder / "data")
-
-
-def write_data(root: Path) -> Path:
-    """A fresh copy of the dataset."""
-    dataset = write_tiny_nuscenes(root)
-    scenes = [row["name"] for row in dataset.table("scene")]
-    dataset.edit(
-        "splits",
-        lambda splits: splits.update(tiny_train=[scenes[0]], tiny_val=[scenes[1]]),  # type: ignore[attr-defined]
-    )
-    return root
 
 
 @pytest.fixture

@@ -18,7 +18,19 @@ from voxelquant.errors import BadInputError, MissingDependencyError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # In the order of the work, which is the order of `voxelquant --help`.
-VERBS = ("demo", "synth", "train", "ptq", "eval", "export", "check", "parity", "report", "doctor")
+VERBS = (
+    "demo",
+    "synth",
+    "train",
+    "ptq",
+    "qat",
+    "eval",
+    "export",
+    "check",
+    "parity",
+    "report",
+    "doctor",
+)
 
 BAD_INPUT_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from voxelquant.data.records import FrameDataset
+from voxelquant.data.loader import Frames
 from voxelquant.detection.config import load_config
 from voxelquant.errors import CalibrationError, DatasetError
 from voxelquant.quant.calibrate import TensorStatistics, calibrate
@@ -92,7 +92,7 @@ def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
 
 
 def calibration_batches(
-    detector: Detector, dataset: FrameDataset, batches: int, batch_size: int
+    detector: Detector, dataset: Frames, batches: int, batch_size: int
 ) -> Iterator[SparseTensor]:
     """Exactly `batches` network inputs from the first frames of a dataset, without augmentation.
 
