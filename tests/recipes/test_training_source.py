@@ -58,6 +58,24 @@ def test_a_resumed_run_draws_what_an_unbroken_one_draws(made: list[int]) -> None
     assert [resumed.draw(step, 8) for step in range(30, 50)] == batches[30:]
 
 
+def test_ranks_make_and_draw_different_frames(made: list[int]) -> None:
+    drawn = []
+    for rank in range(2):
+        shard = Shard(rank, 2)
+        pool = SyntheticSource(seed=5, pool_size=40, turnover=2, device="cpu", shard=shard)
+        drawn.append([int(str(frame)) for step in range(20) for frame in pool.draw(step, 4)])
+    assert {frame % 2 for frame in drawn[0]} == {0}
+    assert {frame % 2 for frame in drawn[1]} == {1}
+    assert len(set(made)) == len(made)
+    slots = [[frame // 2 for frame in frames] for frames in drawn]
+    assert slots[0] != slots[1]  # not the same places of both pools
+
+
+def test_frames_to_calibrate_on_are_those_of_the_first_step(made: list[int]) -> None:
+    pool = source(turnover=2)
+    assert pool.first_frames() == list(range(40))
+
+
 def test_without_turnover_the_pool_stays(made: list[int]) -> None:
     pool = source(turnover=0)
     for step in range(10):

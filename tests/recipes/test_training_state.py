@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from voxelquant.errors import CheckpointError
@@ -60,3 +61,51 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     model, optimizer = small_run()
     with pytest.raises(CheckpointError, match="start without resuming"):
         load_training_state(tmp_path / "none.safetensors", model, optimizer)
+
+
+class Shared(nn.Module):
+    """A module under two names, as a range is shared by all that read its tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.second = self.first
+        self.last = nn.Linear(2, 2)
+
+
+def test_what_is_shared_is_written_once_and_stays_shared(tmp_path: Path) -> None:
+    path, model = tmp_path / "c.safetensors", Shared()
+    save_training_state(path, model, torch.optim.AdamW(model.parameters()), 1)
+    assert [name for name in load_file(path) if "second" in name] == []
+    other = Shared()
+    load_training_state(path, other, torch.optim.AdamW(other.parameters()))
+    assert other.second is other.first
+    assert torch.equal(other.second.weight, model.first.weight)
+
+
+def test_moments_find_their_parameters_in_groups_of_any_order(tmp_path: Path) -> None:
+    def grouped(model: nn.Module) -> torch.optim.AdamW:
+        weights = [p for name, p in model.named_parameters() if "weight" in name]
+        biases = [p for name, p in model.named_parameters() if "bias" in name]
+        return torch.optim.AdamW([{"params": biases}, {"params": weights, "lr_factor": 3.0}])
+
+    path, (model, _) = tmp_path / "c.safetensors", small_run()
+    optimizer = grouped(model)
+    advance(model, optimizer, 0, 3)
+    save_training_state(path, model, optimizer, 3)
+    other, _ = small_run()
+    restored = grouped(other)
+    load_training_state(path, other, restored)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        for key, value in optimizer.state[ours].items():
+            assert torch.equal(value, restored.state[theirs][key]), key
+    assert restored.param_groups[1]["lr_factor"] == 3.0
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    path, (model, optimizer) = tmp_path / "c.safetensors", small_run()
+    save_training_state(path, model, optimizer, 7, {"steps": 20, "data": None})
+    load = (path, model, optimizer)
+    assert load_training_state(*load, {"steps": 20, "data": None}) == 7
+    with pytest.raises(CheckpointError, match="got steps 30, the run to resume has 20"):
+        load_training_state(*load, {"steps": 30})

@@ -98,8 +98,10 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if chosen.startswith("cuda"):
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.startswith("cuda") else "gloo")
+    world = World(Shard(dist.get_rank(), world_size), chosen)
     try:
-        yield World(Shard(dist.get_rank(), world_size), chosen)
+        yield world
+        world.barrier()  # the first process may still write what the others read next
     finally:
         dist.destroy_process_group()
 
