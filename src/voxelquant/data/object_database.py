@@ -115,7 +115,7 @@ def build_database(
     loader: FrameLoader = FrameLoader(
         dataset,
         [Draw(index, seed=0) for index in range(len(dataset))],
-        [keep_box_points],
+        [keep_box_points] if num_workers else [],
         LoaderOptions(num_workers=num_workers),
     )
     with atomic_path(path, DatasetError) as temporary, temporary.open("wb") as file:
