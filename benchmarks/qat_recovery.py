@@ -1,0 +1,195 @@
+"""What quantization-aware training recovers of what quantization cost, on `centerpoint_tiny`.
+
+    python benchmarks/qat_recovery.py FOLDER [--small] [STEP ...]
+
+Without steps all of them run, in order; a step whose result lies in FOLDER is not done again, so a
+run that was broken off continues. `score` writes FOLDER/qat_recovery.json. `--small` is the same
+in miniature, to see that it works: its numbers mean nothing.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from voxelquant.cli import main
+from voxelquant.detection.config import load_config
+from voxelquant.evaluation.bootstrap import paired_difference
+from voxelquant.evaluation.matching import Matches
+from voxelquant.evaluation.nuscenes import SUBMISSION_FILE, match_submission
+from voxelquant.recipes.artifacts import provenance, write_json_atomic
+from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.demo import tiny_weights
+
+CONFIG = "centerpoint_tiny"
+# Of the shipped weights' training: 1; calibration: 2; validation: 3; a frame to export on: 4.
+CALIBRATION_SEED, VALIDATION_SEED, TRAINING_SEED = 2, 3, 5
+RECIPES = Path(__file__).parent / "recipes"
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# (name of the evaluation, engine, weights under FOLDER; None: the shipped ones)
+SCORES = (
+    ("float", "float", None),
+    ("four_bit_max", "fake", "four_bit_max/ptq.safetensors"),
+    ("bad_ptq", "fake", "bad_ptq/ptq.safetensors"),
+    ("bad_qat", "fake", "bad_qat/qat.safetensors"),
+    ("ptq", "fake", "ptq/ptq.safetensors"),
+    ("qat", "fake", "qat/qat.safetensors"),
+    ("qat_int8", "int8", "qat/qat.safetensors"),
+    ("float_tuned", "float", "float_tuned/weights.safetensors"),
+)
+# (reference, other): the difference is other - reference.
+DIFFERENCES = (
+    ("float", "four_bit_max"),
+    ("float", "bad_ptq"),
+    ("float", "bad_qat"),
+    ("bad_ptq", "bad_qat"),
+    ("float", "ptq"),
+    ("float", "qat"),
+    ("ptq", "qat"),
+    ("float", "float_tuned"),
+    ("float_tuned", "qat"),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    scenes: int = 150
+    calibration_scenes: int = 20
+    steps: int = 500
+    pool_size: int = 1024
+
+
+SMALL = Plan(scenes=4, calibration_scenes=2, steps=4, pool_size=8)
+
+
+class Experiment:
+    """The steps, each of them verbs of the command line."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.commands_path = folder / "commands.json"
+
+    def verb(self, result: str, *arguments: object) -> None:
+        """Run a verb unless its result is there, and keep its command line and seconds."""
+        if (self.folder / result).exists():
+            return
+        words = [str(word) for word in arguments]
+        print("voxelquant", *words, flush=True)
+        started = time.perf_counter()
+        done = CliRunner().invoke(main, words, catch_exceptions=False)
+        if done.exit_code != 0:
+            raise SystemExit(done.output)
+        # The folder's own name says nothing, and may be nobody's business.
+        line = " ".join(["voxelquant", *words]).replace(str(self.folder), "FOLDER")
+        line = line.replace(f"{CHECKOUT}/", "")
+        kept = json.loads(self.commands_path.read_text()) if self.commands_path.exists() else []
+        kept.append({"command": line, "seconds": round(time.perf_counter() - started, 1)})
+        write_json_atomic(self.commands_path, kept)
+
+    def world(self) -> None:
+        """Calibration and validation frames."""
+        for name, seed, split in (
+            ("calibration", CALIBRATION_SEED, f"synthetic_train={self.plan.calibration_scenes}"),
+            ("validation", VALIDATION_SEED, f"synthetic_val={self.plan.scenes}"),
+        ):
+            root = self.folder / name
+            self.verb(name, "synth", "--out", root, "--seed", seed, "--split", split)
+
+    def ptq(self) -> None:
+        """The reference's policy, 4 bits with maximum ranges, and the bad one."""
+        batches = 2 * self.plan.calibration_scenes
+        self._ptq("ptq", "reference", batches)
+        self._ptq("four_bit_max", RECIPES / "four_bit_max.yaml", 1)
+        self._ptq("bad_ptq", RECIPES / "bad_ptq.yaml", 1)
+
+    def _ptq(self, name: str, recipe: object, batches: int) -> None:
+        self.verb(
+            f"{name}/ptq.safetensors",
+            "ptq", CONFIG, "--data", self.folder / "calibration", "--weights", tiny_weights(),
+            "--recipe", recipe, "--calibrate-batches", batches, "--work-dir", self.folder / name,
+        )  # fmt: skip
+
+    def bad_qat(self) -> None:
+        """Training from the bad state."""
+        self._train("bad_qat", "qat", self.folder / "bad_ptq" / "ptq.safetensors")
+
+    def qat(self) -> None:
+        """Training from the good state."""
+        self._train("qat", "qat", self.folder / "ptq" / "ptq.safetensors")
+
+    def float_tuned(self) -> None:
+        """The control: the float model with the same steps, rate and frames."""
+        self._train("float_tuned", "train", tiny_weights())
+
+    def _train(self, name: str, verb: str, weights: Path) -> None:
+        work_dir = self.folder / name
+        resume = ("--resume",) if (work_dir / "checkpoint.safetensors").exists() else ()
+        result = "qat.safetensors" if verb == "qat" else "weights.safetensors"
+        self.verb(
+            f"{name}/{result}",
+            verb, CONFIG, "--data", "synthetic", "--weights", weights, "--lr-max", "1e-4",
+            "--steps", self.plan.steps, "--seed", TRAINING_SEED, "--amp",
+            "--pool-size", self.plan.pool_size, "--work-dir", work_dir, *resume,
+        )  # fmt: skip
+
+    def evaluate(self) -> None:
+        """The official metric of every model."""
+        for name, engine, weights in SCORES:
+            path = tiny_weights() if weights is None else self.folder / weights
+            self.verb(
+                f"eval/{name}/metrics.json",
+                "eval", CONFIG, "--data", self.folder / "validation", "--weights", path,
+                "--engine", engine, "--work-dir", self.folder / "eval" / name,
+            )  # fmt: skip
+
+    def score(self) -> None:
+        """Differences with their intervals."""
+        rows, matches = {}, {}
+        dataset = open_dataset(load_config(CONFIG), self.folder / "validation")
+        for name, engine, _ in SCORES:
+            folder = self.folder / "eval" / name
+            metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+            rows[name] = {"engine": engine, "mAP": metrics["mAP"], "NDS": metrics["NDS"]}
+            matches[name] = match_submission(dataset.nusc, dataset.split, folder / SUBMISSION_FILE)
+        lost = rows["float"]["mAP"] - rows["bad_ptq"]["mAP"]
+        back = rows["bad_qat"]["mAP"] - rows["bad_ptq"]["mAP"]
+        result = {
+            "scores": rows,
+            "differences": {f"{b} - {a}": _difference(matches, a, b) for a, b in DIFFERENCES},
+            "recovered_share": back / lost,
+            "frames": len(dataset),
+            "seeds": {
+                "calibration": CALIBRATION_SEED,
+                "validation": VALIDATION_SEED,
+                "training": TRAINING_SEED,
+            },
+            "plan": self.plan.__dict__,
+            "commands": json.loads(self.commands_path.read_text()),
+            **provenance(config=CONFIG),
+        }
+        write_json_atomic(self.folder / "qat_recovery.json", result)
+        print(json.dumps({key: result[key] for key in ("scores", "recovered_share")}, indent=1))
+
+
+def _difference(matches: dict[str, Matches], reference: str, other: str) -> object:
+    return paired_difference(matches[reference], matches[other])
+
+
+STEPS = ("world", "ptq", "bad_qat", "qat", "float_tuned", "evaluate", "score")
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []])
+    parser.add_argument("--small", action="store_true")
+    arguments = parser.parse_args()
+    experiment = Experiment(arguments.folder.resolve(), SMALL if arguments.small else Plan())
+    for step in arguments.steps or STEPS:
+        getattr(experiment, step)()
