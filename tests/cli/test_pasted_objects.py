@@ -60,7 +60,7 @@ def test_objects_are_pasted_into_the_synthetic_world(tmp_path, done, pasting_con
 
 
 def test_an_unsafe_database_is_refused_before_training(
-    tmp_path, refusal, broken, pasting_config
+    tmp_path, run, refusal, broken, pasting_config
 ) -> None:
     class Attack:
         def __reduce__(self):
@@ -70,6 +70,9 @@ def test_an_unsafe_database_is_refused_before_training(
     line = refusal("train", pasting_config, "--data", broken, "--work-dir", tmp_path / "run")
     assert "posix.system" in line
     assert "not executed" in line
+    # It holds other frames than those of a split that is named, and is not even opened.
+    arguments = ("--data", broken, "--split", "tiny_train", "--work-dir", tmp_path / "run")
+    assert "dbinfos" not in run("train", pasting_config, *arguments).stderr
 
 
 def test_boxes_without_points_leave_nothing_to_paste(tmp_path, run, broken, pasting_config) -> None:

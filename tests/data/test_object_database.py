@@ -192,9 +192,12 @@ def damages(good: bytes, folder: Path) -> Iterator[bytes]:
     save_file({"points": torch.zeros(3, 5)}, folder / "foreign")
     yield (folder / "foreign").read_bytes()
     yield good.replace(b'\\"format\\": 1', b'\\"farmot\\": 1')
-    zeroed = bytearray(good)
-    zeroed[-4:] = bytes(4)  # an object without points
-    yield bytes(zeroed)
+    missing = bytearray(good)
+    missing[-4:] = bytes(4)  # points that belong to no object
+    yield bytes(missing)
+    counts = np.frombuffer(good[-8:], np.int32)
+    moved = np.array([counts.sum(), 0], np.int32)  # an object without points
+    yield good[:-8] + moved.tobytes()
     wrong = bytearray(good)
     start = good.index(b'"kinds"')
     count = ObjectDatabase(folder / "good").index.kinds.numel()
@@ -214,7 +217,7 @@ def test_damaged_files_are_named(built: Path, tmp_path: Path) -> None:
             ObjectDatabase(path)
         assert "\n" not in str(caught.value)
         kinds += 1
-    assert kinds == 8
+    assert kinds == 9
     with pytest.raises(DatasetError, match="absent"):
         ObjectDatabase(tmp_path / "absent.safetensors")
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -224,6 +225,14 @@ def test_every_object_comes_equally_often_and_never_twice() -> None:
     spread = 5 * math.sqrt(1000 * 0.3 * 0.7)
     assert set(drawn) == set(range(1, 60, 3))
     assert all(abs(count - 300) < spread for count in drawn.values())
+
+
+def test_every_subset_is_as_likely() -> None:
+    steps = 12  # of which 3, 4 and 5 numbers take whole shares
+    grid = [(k + 0.5) / steps for k in range(steps)]
+    pairs = Counter(frozenset(distinct_numbers(4, pair)) for pair in itertools.product(grid, grid))
+    assert set(pairs) == {frozenset(pair) for pair in itertools.combinations(range(4), 2)}
+    assert set(pairs.values()) == {steps**2 // 6}
 
 
 def test_fewer_objects_than_asked_for_come_all() -> None:

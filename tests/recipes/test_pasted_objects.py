@@ -12,6 +12,7 @@ import torch
 
 from nuscenes_objects import write_det3d_database, write_filled_nuscenes
 from nuscenes_world import CLASS_NAMES, VERSION
+from voxelquant.data.augment import Augmentation
 from voxelquant.data.det3d_objects import Det3dObjects
 from voxelquant.data.frame import Frame
 from voxelquant.data.nuscenes import NuScenesDataset
@@ -28,7 +29,12 @@ from voxelquant.recipes.pasted_objects import (
     synthetic_object_sampler,
 )
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.training_source import DatasetSource, SyntheticSource, training_transforms
+from voxelquant.recipes.training_source import (
+    DatasetSource,
+    DropBoxesOutside,
+    SyntheticSource,
+    training_transforms,
+)
 
 WORKERS = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
@@ -110,6 +116,13 @@ def test_a_config_without_sampler_is_left_alone(setting: Setting) -> None:
     assert synthetic is None
     with pytest.raises(AssertionError, match="goes unheeded"):
         training_transforms(config_with())
+
+
+def test_objects_are_pasted_before_all_else(setting: Setting) -> None:
+    setting.open()
+    transforms = training_transforms(config_with(), setting.sampler)
+    kinds = [type(transform) for transform in transforms]
+    assert kinds == [ObjectSampler, Augmentation, DropBoxesOutside]
 
 
 def annotate_once_more(root: Path) -> None:
