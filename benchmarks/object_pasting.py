@@ -9,6 +9,7 @@ as into synthetic frames. Frames have 10 sweeps; objects are drawn as `centerpoi
 """
 
 import argparse
+import os
 import resource
 import statistics
 import tempfile
@@ -45,6 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = {"device": arguments.device, "threads": arguments.threads}
+    figures |= {"load_average": os.getloadavg()[0]}  # others' work slows a thread down
     if arguments.device == "cpu":
         figures |= measure_on_disk(arguments.frames, arguments.rounds)
     else:
