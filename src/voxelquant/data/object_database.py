@@ -101,7 +101,7 @@ def build_database(
 ) -> None:
     """Cut the objects out of every frame and write them; the file appears whole or not at all.
 
-    Holds one frame and the index (56 bytes an object) in memory.
+    Holds one frame and the index (52 bytes an object) in memory.
 
     Args:
         dataset: Annotated frames.
