@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,8 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     # would copy those of rank 0 over the others' before every forward. torch 2.13 renamed the flag.
     known = inspect.signature(DistributedDataParallel).parameters
     flag = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(model, **{flag: False})
+    options: dict[str, Any] = {flag: False}
+    return DistributedDataParallel(model, **options)
 
 
 def average_batchnorm_statistics(model: nn.Module, world: World) -> None:
