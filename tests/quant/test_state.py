@@ -41,6 +41,14 @@ def test_a_saved_model_comes_back_bit_for_bit(
     assert not hasattr(fresh, "voxelquant_quantization")
 
 
+def test_a_model_has_one_file(tmp_path, calibrated) -> None:
+    state = vq.QuantState.of(calibrated("residual"), {"config": "tiny"})
+    files = [tmp_path / f"{index}.safetensors" for index in range(6)]
+    for file in files:
+        state.save(file)
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_weights_are_stored_as_fp16_steps(calibrated) -> None:
     state = vq.QuantState.of(calibrated("residual", "reference"))
     for node in state.plan.graph.nodes:

@@ -57,7 +57,20 @@ def write_state(path: Path, content: StateContent) -> None:
     except TypeError as error:
         raise QuantStateError(f"{path}: got metadata that is not JSON ({error})") from error
     with atomic_path(path, QuantStateError) as unfinished:
-        unfinished.write_bytes(safetensors.torch.save(content.tensors, metadata=header))
+        unfinished.write_bytes(_in_fixed_order(safetensors.torch.save(content.tensors, header)))
+
+
+def _in_fixed_order(content: bytes) -> bytes:
+    """The same safetensors file with sorted metadata, which safetensors writes in random order.
+
+    A file that has the same content then has the same bytes, and the same checksum.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def read_state(path: Path) -> StateContent:
