@@ -14,6 +14,10 @@ class MissingDependencyError(VoxelquantError):
     """An optional package is needed for this call; the message names the extra to install."""
 
 
+class AnotherProcessFailedError(VoxelquantError):
+    """Of the processes of one run another one failed; it tells the user, this one just ends."""
+
+
 class BadInputError(VoxelquantError):
     """The user's input cannot be used; the message says how to mend it."""
 

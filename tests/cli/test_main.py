@@ -74,3 +74,13 @@ def test_doctor_reports_and_exits_0() -> None:
     assert result.exit_code == 0
     for subject in ("python", "torch", "cuda", "triton", "nuscenes-devkit", "disk"):
         assert f" {subject} " in result.stdout
+
+
+def test_of_several_processes_only_the_first_says_what_all_would(monkeypatch, run) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, speaks in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert bool(run("doctor").stdout) == speaks
+        misused = run("eval", "--foo")
+        assert misused.exit_code == 2
+        assert bool(misused.stderr) == speaks
