@@ -24,6 +24,20 @@ import click
 @click.option("--work-dir", default="runs/eval", show_default=True, type=click.Path(path_type=Path))
 @click.option("--split", help="Default: the dataset's split for validation.")
 @click.option("--version", help="Version folder; default: the only one.")
+@click.option(
+    "--batch-size",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Frames at once.",
+)
+@click.option(
+    "--num-workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Processes that read frames ahead.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--against",

@@ -99,7 +99,13 @@ def evaluation_loader(
     dataset: Frames, *, shard: Shard | None = None, options: LoaderOptions | None = None
 ) -> FrameLoader:
     """Every frame of the shard once, unchanged and in order."""
-    indices = strided_indices(len(dataset), shard or Shard())
+    return frame_loader(dataset, strided_indices(len(dataset), shard or Shard()), options)
+
+
+def frame_loader(
+    dataset: Frames, indices: Sequence[int], options: LoaderOptions | None = None
+) -> FrameLoader:
+    """Some frames, unchanged and in the order given."""
     draws = [Draw(index, seed=0) for index in indices]
     return FrameLoader(dataset, draws, (), options or LoaderOptions())
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from voxelquant.data.frame import Frame
+from voxelquant.data.loader import LoaderOptions, evaluation_loader
 from voxelquant.data.records import FrameDataset
+from voxelquant.data.sampling import Shard, strided_indices
 from voxelquant.detection.checkpoint import load_weights
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.decode import Detections, decode_predictions
@@ -22,6 +24,7 @@ from voxelquant.errors import BadInputError, CheckpointError, DatasetError, Quan
 from voxelquant.quant.lower import lower
 from voxelquant.quant.state import QuantState
 from voxelquant.quant.state_file import is_state_file
+from voxelquant.recipes.distributed import World
 from voxelquant.recipes.progress import Advance
 from voxelquant.sparse import SparseTensor
 
@@ -102,26 +105,42 @@ def _load_state(path: Path, is_state: bool) -> QuantState:
 
 
 @contextmanager
-def naming(frame: Frame) -> Iterator[None]:
-    """Say which frame it was that could not be read."""
+def naming(*frames: Frame) -> Iterator[None]:
+    """Say which frame it was that could not be read, or which it was among."""
     try:
         yield
     except DatasetError as error:
-        raise DatasetError(f"sample {frame.token}: {error}") from None
+        tokens = ", ".join(frame.token for frame in frames)
+        raise DatasetError(f"sample{'s' * (len(frames) > 1)} {tokens}: {error}") from None
 
 
 def detect_frames(
-    detector: Detector, dataset: FrameDataset, progress: Advance | None = None
+    detector: Detector,
+    dataset: FrameDataset,
+    progress: Advance | None = None,
+    *,
+    world: World | None = None,
+    options: LoaderOptions | None = None,
 ) -> tuple[dict[str, Detections], float]:
-    """Detections of every frame by its token, and the seconds a frame took without its loading."""
-    found = {}
+    """Detections of every frame of this process by token, and the seconds without loading.
+
+    Args:
+        detector: what finds them.
+        dataset: frames of all processes.
+        progress: called with (frames done, frames of this process).
+        world: the processes that share the frames; None is this one alone.
+        options: frames at once, and processes that read ahead.
+    """
+    world = world or World(Shard(), detector.device)
+    loader = evaluation_loader(dataset, shard=world.shard, options=options)
+    own = len(strided_indices(len(dataset), world.shard))
+    found: dict[str, Detections] = {}
     seconds = 0.0
-    for index in range(len(dataset)):
-        frame = dataset[index]
+    for batch in world.while_none_failed(loader):
         started = time.perf_counter()
-        with naming(frame):
-            found[frame.token] = detector.detect([frame.points])[0]
+        with naming(*batch.frames):
+            found |= zip(batch.tokens, detector.detect(batch.points), strict=True)
         seconds += time.perf_counter() - started
         if progress is not None:
-            progress(index + 1, len(dataset))
-    return found, seconds / max(1, len(dataset))
+            progress(len(found), own)
+    return found, seconds
