@@ -20,6 +20,13 @@ import click
 @click.option("--recipe", default="reference", show_default=True, help="Bundled name or YAML file.")
 @click.option("--split", help="Default: the dataset's split for training.")
 @click.option("--version", help="Version folder; default: the only one.")
+@click.option(
+    "--num-workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Processes that read frames ahead.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def command(**options: object) -> None:
     """Quantize the trained detector CONFIG after training; writes ptq.safetensors."""

@@ -63,7 +63,8 @@ def run_evaluation(request: EvaluateRequest, reporter: StageReporter) -> Evaluat
         BadInputError: config, dataset or weights cannot be used.
     """
     with join_world(request.device) as world:
-        return _evaluate(request, reporter, world)
+        speaker = reporter if world.is_main else StageReporter.silent()
+        return _evaluate(request, speaker, world)
 
 
 def _evaluate(request: EvaluateRequest, reporter: StageReporter, world: World) -> Evaluation:

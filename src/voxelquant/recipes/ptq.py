@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from voxelquant.data.loader import Frames
+from torch import nn
+
+from voxelquant.data.loader import Frames, LoaderOptions
 from voxelquant.detection.config import load_config
-from voxelquant.errors import CalibrationError, DatasetError
-from voxelquant.quant.calibrate import TensorStatistics, calibrate
-from voxelquant.quant.insert import quantize
+from voxelquant.quant import MagnitudeHistogram, TensorStatistics, observe, quantize, set_ranges
 from voxelquant.quant.recipe import Recipe, load_recipe
 from voxelquant.quant.spec import Method
 from voxelquant.quant.state import QuantState
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
+from voxelquant.recipes.calibration import (
+    Calibration,
+    CalibrationJob,
+    read_batches,
+    require_batches,
+    weights_digest,
+)
 from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.detect import Detector, Engine, open_detector
-from voxelquant.recipes.device import choose_device
+from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.progress import Advance, StageReporter
+from voxelquant.recipes.rank import process_count
 from voxelquant.sparse import SparseTensor
 
 STATE_FILE = "ptq.safetensors"
@@ -39,6 +48,7 @@ class PtqRequest:
     split: str | None = None
     version: str | None = None
     device: str = "auto"
+    num_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,43 +62,63 @@ class Calibrated:
 def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
     """Quantize and write `ptq.safetensors` and `metrics.json`; returns the state's path.
 
+    Several processes share the batches out, and the ranges are those of one process. What was
+    observed is kept in the work dir while it goes on, so a run that was killed continues when it
+    is started again.
+
     Raises:
         BadInputError: config, dataset, weights or recipe cannot be used.
     """
+    with join_world(request.device) as world:
+        speaker = reporter if world.is_main else StageReporter.silent()
+        return _quantize(request, speaker, world)
+
+
+def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Path:
     config = load_config(request.config)
     policy = load_recipe(request.recipe)
     dataset = open_dataset(
         config, request.data, request.split, request.version, purpose=Purpose.TRAIN
     )
-    device = choose_device(request.device)
-    detector = open_detector(config, request.weights, Engine.FLOAT, device)
+    detector = open_detector(config, request.weights, Engine.FLOAT, world.device)
     batches = min(request.calibrate_batches, len(dataset) // request.batch_size)
+    job = CalibrationJob(dataset, batches, request.batch_size, request.num_workers)
     make_work_dir(request.work_dir)
-    title = f"calibrating on {batches} batches"
+    calibration = Calibration(detector, policy, job, world)
+    line = calibration.begin(request.work_dir, weights_digest(request.weights))
+    if line:
+        reporter.say(f"ptq: {line}")
+    title = f"calibrating on {batches} batches{world.in_words}"
     if batches < request.calibrate_batches:
         title += f", not {request.calibrate_batches}: {dataset.split} has {len(dataset)} frames"
     with reporter.stage("ptq", title) as advance:
-        calibrated = quantize_detector(
-            detector,
-            calibration_batches(detector, dataset, batches, request.batch_size),
-            recipe=policy,
-            method=request.method,
-            progress=advance,
-        )
-    state_path = request.work_dir / STATE_FILE
-    calibrated.state.save(state_path)
-    ranges = {name: entry.amax for name, entry in calibrated.statistics.items()}
+        histograms = calibration.run(advance)
+
+        def finish() -> None:
+            calibrated = _choose_ranges(calibration.model, detector, histograms, request.method)
+            calibrated.state.save(request.work_dir / STATE_FILE)
+            _write_metrics(request, calibrated, job, provenance(config=config))
+
+        world.in_main(finish)
+        calibration.forget()
+    return request.work_dir / STATE_FILE
+
+
+def _write_metrics(
+    request: PtqRequest, calibrated: Calibrated, job: CalibrationJob, origin: dict[str, Any]
+) -> None:
+    asked = {k: v for k, v in asdict(request).items() if k not in ("work_dir", "data")}
     payload = {
-        "recipe": policy.name,
-        "frames": str(dataset),
-        "split": dataset.split,
-        "calibrate_batches": batches,
-        "amax": ranges,
-        "request": {k: v for k, v in asdict(request).items() if k not in ("work_dir", "data")},
-        "provenance": provenance(config=config),
+        "recipe": calibrated.state.recipe.name,
+        "frames": str(job.dataset),
+        "split": job.dataset.split,
+        "calibrate_batches": job.batches,
+        "amax": {name: entry.amax for name, entry in calibrated.statistics.items()},
+        "request": asked,
+        "processes": process_count(),
+        "provenance": origin,
     }
     write_json_atomic(request.work_dir / "metrics.json", payload)
-    return state_path
 
 
 def calibration_batches(
@@ -99,19 +129,8 @@ def calibration_batches(
     Raises:
         CalibrationError: not even one batch of frames.
     """
-    if batches < 1:
-        raise CalibrationError(
-            f"got {len(dataset)} frames for batches of {batch_size}, need at least one batch"
-        )
-    for batch in range(batches):
-        rows = range(batch * batch_size, (batch + 1) * batch_size)
-        frames = [dataset[row] for row in rows]
-        try:
-            x = detector.read([frame.points for frame in frames])
-        except DatasetError as error:
-            tokens = ", ".join(frame.token for frame in frames)
-            raise DatasetError(f"calibration samples {tokens}: {error}") from None
-        yield x
+    require_batches(dataset, batches, batch_size)
+    yield from read_batches(detector, dataset, range(batches), LoaderOptions(batch_size))
 
 
 def quantize_detector(
@@ -124,6 +143,14 @@ def quantize_detector(
 ) -> Calibrated:
     """Fold, insert by recipe, calibrate; the detector itself stays as it is."""
     model = quantize(detector.network, load_recipe(recipe))
-    statistics = calibrate(model, batches, method=method, progress=progress)
-    state = QuantState.of(model, metadata={"config": detector.config.name})
-    return Calibrated(state, statistics)
+    return _choose_ranges(model, detector, observe(model, batches, progress=progress), method)
+
+
+def _choose_ranges(
+    model: nn.Module,
+    detector: Detector,
+    histograms: Mapping[str, MagnitudeHistogram],
+    method: Method | None,
+) -> Calibrated:
+    statistics = set_ranges(model, histograms, method)
+    return Calibrated(QuantState.of(model, metadata={"config": detector.config.name}), statistics)
