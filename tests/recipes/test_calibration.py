@@ -38,7 +38,7 @@ class Alone(World):
     def gather(self, value):
         plan = value
         if self.differs:
-            tensors = {name: "int8" for name in value.tensor_precision}
+            tensors = dict.fromkeys(value.tensor_precision, "int8")
             nodes = (*value.graph.nodes[:3], *value.graph.nodes[4:])
             graph = replace(value.graph, nodes=nodes)
             plan = replace(value, graph=graph, tensor_precision=tensors)

@@ -1,9 +1,11 @@
 import pytest
+import torch.distributed as dist
 
 from voxelquant.data.sampling import Shard
-from voxelquant.errors import BadInputError
+from voxelquant.errors import AnotherProcessFailedError, BadInputError
 from voxelquant.recipes import distributed as module
 from voxelquant.recipes.distributed import World, join_world
+from voxelquant.recipes.signals import Signals
 
 
 def test_alone_everything_is_the_identity() -> None:
@@ -47,3 +49,12 @@ def test_processes_on_different_kinds_of_device_are_refused(
     module._require_one_kind_of_device(World(Shard(0, 2), "cpu"))
     with pytest.raises(BadInputError, match="got processes on cuda, cpu, need one kind"):
         module._require_one_kind_of_device(World(Shard(0, 2), "cuda:0"))
+
+
+def test_work_stops_where_another_process_has_failed() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    items = World(Shard(0, 2), "cpu", signals=Signals(store, 2)).while_none_failed("ab")
+    assert next(items) == "a"
+    store.add("failed", 1)
+    with pytest.raises(AnotherProcessFailedError):
+        next(items)

@@ -42,7 +42,7 @@ class World:
 
     shard: Shard
     device: str
-    signals: Signals | None = field(default=None, repr=False, compare=False)
+    signals: Signals | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     @property
     def is_main(self) -> bool:
@@ -151,7 +151,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
         chosen = _device_of_local_rank(device)
         signals.meet()  # before a collective: a machine may lack what others have
         _open_group(chosen, store, Shard(rank, world_size))
-        world = World(Shard(rank, world_size), chosen, signals)
+        world = World(Shard(rank, world_size), chosen, signals=signals)
         _require_one_kind_of_device(world)
         yield world
         signals.part(world.is_main)
