@@ -18,6 +18,7 @@ from voxelquant.numerics.quantize import (
     fake_quantize,
     fake_quantize_learned,
     quantize,
+    requantize_in_turn,
     round_to_float16,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "fake_quantize_learned",
     "quantize",
     "relative_l2",
+    "requantize_in_turn",
     "round_to_float16",
     "scale_from_amax",
     "sqnr_db",

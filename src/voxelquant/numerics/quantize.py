@@ -5,6 +5,8 @@ in place of a division may stand anywhere in these formulas: each such change mo
 Whoever executes integers (reference, kernels, the runner of exported files) cites this module.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,22 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     [1.0]
     """
     return codes.to(torch.float32) * scale
+
+
+def requantize_in_turn(codes: Tensor, scales: Sequence[Tensor]) -> Tensor:
+    """Codes of the first step as codes of the last, through the real values of each in turn.
+
+    Args:
+        codes: int8, `real ≈ scales[0] * code`.
+        scales: float32 steps, at least one; with one step the codes stay as they are.
+
+    >>> steps = [torch.tensor(0.5), torch.tensor(1.0)]
+    >>> requantize_in_turn(torch.tensor([3], dtype=torch.int8), steps).tolist()
+    [2]
+    """
+    for scale, next_scale in pairwise(scales):
+        codes = quantize(dequantize(codes, scale), next_scale)
+    return codes
 
 
 def epilogue_multiplier(scale_in: Tensor, scale_weight: Tensor) -> Tensor:

@@ -194,10 +194,9 @@ def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
     Returns:
         `[m, c_out]`.
     """
-    assert conv.input_quantizer is not None
     assert conv.weight_quantizer is not None
     kernel_map, _, _ = conv.resolve_map(x)
-    magnitudes = conv.input_quantizer(x.features).abs()
+    magnitudes = conv.read_input(x.features).abs()
     weights = conv.weight_quantizer(conv.weight).abs()
     reach = sparse_conv(magnitudes, weights, kernel_map)  # Σ |x| |w|
     if conv.bias is not None:

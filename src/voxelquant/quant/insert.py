@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from voxelquant.errors import CalibrationError, GraphError, QuantStateError
 from voxelquant.quant.fold import fold_batchnorm
@@ -23,7 +23,7 @@ from voxelquant.quant.modules import (
     QuantSparseInverseConv3d,
     QuantSubMConv3d,
 )
-from voxelquant.quant.plan import PrecisionPlan, make_plan
+from voxelquant.quant.plan import PrecisionPlan, make_plan, range_owner
 from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.recipe import Recipe, load_recipe
 from voxelquant.quant.substitute import substitute_modules
@@ -47,12 +47,15 @@ class Quantization:
     Attributes:
         recipe: the policy.
         plan: resolved precisions; None until an example frame was traced.
-        tensor_quantizers: tensor name → the one quantizer that all its consumers share.
+        tensor_quantizers: tensor name → the one quantizer that all its consumers share; by range
+            name of the plan where each consumer has its own.
+        carried: tensors that a state carries for writers of another format; see `QuantState`.
     """
 
     recipe: Recipe
     plan: PrecisionPlan | None = None
     tensor_quantizers: dict[str, TensorQuantizer] = field(default_factory=dict)
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
     def require_plan(self) -> PrecisionPlan:
         """The plan.
@@ -173,8 +176,8 @@ def insert_layers(model: nn.Module, plan: PrecisionPlan) -> None:
     recipe = quantization.recipe
     device = next(model.parameters()).device
     quantizers = {
-        tensor: TensorQuantizer(recipe.activation_spec(tensor), tensor).to(device)
-        for tensor in plan.quantized_tensors
+        name: TensorQuantizer(recipe.activation_spec(range_owner(name)), name).to(device)
+        for name in plan.range_names
     }
     replacements: dict[str, nn.Module] = {}
     for node in plan.graph.nodes:
@@ -183,10 +186,7 @@ def insert_layers(model: nn.Module, plan: PrecisionPlan) -> None:
             assert isinstance(conv, SparseConvBase)
             replacements[node.path] = _quantized_conv(conv, node, plan, quantizers, recipe)
         elif node.kind == "add":
-            tied = None
-            if plan.precision[node.name] == "int8":
-                tied = (quantizers[node.inputs[0]], quantizers[node.inputs[1]])
-            replacements[node.path] = QuantSparseAdd(layer_precision(plan, node), tied)
+            replacements[node.path] = _quantized_add(node, plan, quantizers)
     substitute_modules(model, replacements)
     quantization.plan = plan
     quantization.tensor_quantizers = quantizers
@@ -211,12 +211,31 @@ def _quantized_conv(
     elif isinstance(conv, SparseInverseConv3d):
         kind = QuantSparseInverseConv3d
     precision = layer_precision(plan, node)
-    if precision.compute == "fp16":
-        return kind(conv, precision, None, None)
+    own, earlier = _operand_quantizers(node, node.inputs[0], plan, quantizers)
+    if own is None:
+        return kind(conv, precision, None, None, earlier)
     spec = recipe.weight_spec(node.path)
     weight_quantizer = TensorQuantizer(spec, f"{node.path}.weight", conv.out_channels)
     weight_quantizer.to(conv.weight.device)
-    return kind(conv, precision, quantizers[node.inputs[0]], weight_quantizer)
+    return kind(conv, precision, own, weight_quantizer, earlier)
+
+
+def _quantized_add(
+    node: FusedNode, plan: PrecisionPlan, quantizers: dict[str, TensorQuantizer]
+) -> QuantSparseAdd:
+    (a, before_a), (b, before_b) = (
+        _operand_quantizers(node, tensor, plan, quantizers) for tensor in node.inputs
+    )
+    own = None if a is None or b is None else (a, b)
+    return QuantSparseAdd(layer_precision(plan, node), own, (before_a, before_b))
+
+
+def _operand_quantizers(
+    node: FusedNode, tensor: str, plan: PrecisionPlan, quantizers: dict[str, TensorQuantizer]
+) -> tuple[TensorQuantizer | None, tuple[TensorQuantizer, ...]]:
+    """A node's own quantizer of one operand (None in fp16), and those of readers before it."""
+    chain = tuple(quantizers[name] for name in plan.read_with(node, tensor))
+    return (chain[-1], chain[:-1]) if plan.precision[node.name] == "int8" else (None, chain)
 
 
 def _refuse_untraced(model: nn.Module, arguments: Any) -> None:

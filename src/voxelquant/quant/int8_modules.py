@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from voxelquant.errors import GraphError
 from voxelquant.numerics import (
     IntFormat,
     add_dequantized,
@@ -22,6 +21,7 @@ from voxelquant.numerics import (
     quantize,
     scale_from_amax,
 )
+from voxelquant.quant.operand import Operand
 from voxelquant.sparse import (
     ConvGeometry,
     SparseModule,
@@ -89,23 +89,6 @@ class LoweredModule(SparseModule):
         output = "fp16" if self.output_step is None else f"int8, step {self.output_step:g}"
         return f"{'relu, ' if self.relu else ''}output {output}"
 
-    def check_step(self, x: SparseTensor, step: float) -> None:
-        """Raise a GraphError unless codes come with the step that this layer was built for."""
-        if x.scale != step:
-            raise GraphError(
-                f"{self.path}: got int8 features of step {x.scale}, need {step}; the model's "
-                "forward has changed since it was quantized"
-            )
-
-    def require_float16(self, x: SparseTensor) -> Tensor:
-        """Values of an fp16 tensor; those of the graph input are rounded."""
-        if x.features.dtype == torch.int8:
-            raise GraphError(
-                f"{self.path}: got int8 codes, need an fp16 tensor; the model's forward has "
-                "changed since it was quantized"
-            )
-        return x.features.to(torch.float16)
-
 
 class Int8SparseConv3d(LoweredModule):
     """Integer convolution: int8 × int8 → int32, then the epilogue of the law in float32.
@@ -113,14 +96,14 @@ class Int8SparseConv3d(LoweredModule):
     Args:
         site: name and geometry.
         weight_q: `[c_out, kz, ky, kx, c_in]` int8 codes.
-        scales: step of the input `[]` and of each weight channel `[c_out]`, float32.
+        operand: the input, with its steps.
+        weight_scale: step of each weight channel, `[c_out]` float32.
         bias: `[c_out]` float32.
         output: how the result is handed on.
     """
 
     graph_kind = "conv"
     weight_q: Tensor
-    input_scale: Tensor
     multiplier: Tensor
     bias: Tensor
 
@@ -128,18 +111,22 @@ class Int8SparseConv3d(LoweredModule):
         self,
         site: ConvSite,
         weight_q: Tensor,
-        scales: tuple[Tensor, Tensor],
+        operand: Operand,
+        weight_scale: Tensor,
         bias: Tensor,
         output: LayerOutput,
     ) -> None:
         super().__init__(site.path, output)
         self.site = site
-        scale_in, scale_weight = scales
+        self.operand = operand
         self.register_buffer("weight_q", weight_q)
-        self.register_buffer("input_scale", scale_in)
-        self.register_buffer("multiplier", epilogue_multiplier(scale_in, scale_weight))
+        self.register_buffer("multiplier", epilogue_multiplier(self.input_scale, weight_scale))
         self.register_buffer("bias", bias)
-        self.input_step = float(scale_in)
+
+    @property
+    def input_scale(self) -> Tensor:
+        """Step of the input codes that are multiplied, `[]` float32."""
+        return self.operand.scales[-1]
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Codes `[n, c_in]` → `[m, c_out]`; an fp16 tensor is quantized on entry."""
@@ -147,16 +134,10 @@ class Int8SparseConv3d(LoweredModule):
         kernel_map, out_sites, coupled = resolve_conv_map(
             x, site.geometry, site.indice_key, inverse=site.inverse
         )
-        acc = sparse_conv_int8(self._codes(x), self.weight_q, kernel_map)  # [m, c_out] int32
+        acc = sparse_conv_int8(self.operand.codes(x), self.weight_q, kernel_map)  # [m, c_out] int32
         y = dequantize_accumulator(acc, self.multiplier, self.bias)
         features, step = self.finish(y)
         return SparseTensor(features, out_sites, step, coupled)
-
-    def _codes(self, x: SparseTensor) -> Tensor:
-        if x.features.dtype == torch.int8:
-            self.check_step(x, self.input_step)
-            return x.features
-        return quantize(self.require_float16(x), self.input_scale)
 
 
 class Fp16SparseConv3d(LoweredModule):
@@ -164,6 +145,7 @@ class Fp16SparseConv3d(LoweredModule):
 
     Args:
         site: name and geometry.
+        operand: the input.
         weight: `[c_out, kz, ky, kx, c_in]` float16.
         bias: `[c_out]` float16, or None.
         output: how the result is handed on.
@@ -174,10 +156,16 @@ class Fp16SparseConv3d(LoweredModule):
     bias: Tensor | None
 
     def __init__(
-        self, site: ConvSite, weight: Tensor, bias: Tensor | None, output: LayerOutput
+        self,
+        site: ConvSite,
+        operand: Operand,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: LayerOutput,
     ) -> None:
         super().__init__(site.path, output)
         self.site = site
+        self.operand = operand
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -187,53 +175,60 @@ class Fp16SparseConv3d(LoweredModule):
         kernel_map, out_sites, coupled = resolve_conv_map(
             x, site.geometry, site.indice_key, inverse=site.inverse
         )
-        y = sparse_conv_fp16(self.require_float16(x), self.weight, kernel_map, self.bias)
+        y = sparse_conv_fp16(self.operand.values(x), self.weight, kernel_map, self.bias)
         features, step = self.finish(y)
         return SparseTensor(features, out_sites, step, coupled)
 
 
-class Int8SparseAdd(LoweredModule):
-    """Residual sum of two code tensors, each with its own step.
+class SparseAddBase(LoweredModule):
+    """What both sums share.
 
     Args:
         path: module path.
-        scales: steps of both operands, `[]` float32.
+        operands: both operands, with their steps.
         output: how the result is handed on.
     """
 
     graph_kind = "add"
-    scale_a: Tensor
-    scale_b: Tensor
 
-    def __init__(self, path: str, scales: tuple[Tensor, Tensor], output: LayerOutput) -> None:
+    def __init__(self, path: str, operands: tuple[Operand, Operand], output: LayerOutput) -> None:
         super().__init__(path, output)
-        self.register_buffer("scale_a", scales[0])
-        self.register_buffer("scale_b", scales[1])
-        self.steps = (float(scales[0]), float(scales[1]))
-
-    def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
-        """Codes `[n, c]` + codes `[n, c]`."""
-        check_same_sites(a, b)
-        self.check_step(a, self.steps[0])
-        self.check_step(b, self.steps[1])
-        y = add_dequantized(a.features, self.scale_a, b.features, self.scale_b)
-        features, step = self.finish(y)
-        return SparseTensor(features, a.sites, step, a.coupled)
-
-
-class Fp16SparseAdd(LoweredModule):
-    """Residual sum of two fp16 tensors, rounded once."""
-
-    graph_kind = "add"
+        self.operand_a, self.operand_b = operands
 
     def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
         """`[n, c]` + `[n, c]`."""
         check_same_sites(a, b)
-        features, step = self.finish(self._float32(a) + self._float32(b))
+        features, step = self.finish(self._sum(a, b))
         return SparseTensor(features, a.sites, step, a.coupled)
 
-    def _float32(self, x: SparseTensor) -> Tensor:
-        return self.require_float16(x).to(torch.float32)
+    def _sum(self, a: SparseTensor, b: SparseTensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Int8SparseAdd(SparseAddBase):
+    """Residual sum of two code tensors, each with its own step."""
+
+    def _sum(self, a: SparseTensor, b: SparseTensor) -> Tensor:
+        q_a, q_b = self.operand_a.codes(a), self.operand_b.codes(b)
+        return add_dequantized(q_a, self.scale_a, q_b, self.scale_b)
+
+    @property
+    def scale_a(self) -> Tensor:
+        """Step of the first operand's codes, `[]` float32."""
+        return self.operand_a.scales[-1]
+
+    @property
+    def scale_b(self) -> Tensor:
+        """Step of the second operand's codes, `[]` float32."""
+        return self.operand_b.scales[-1]
+
+
+class Fp16SparseAdd(SparseAddBase):
+    """Residual sum of two fp16 tensors, rounded once."""
+
+    def _sum(self, a: SparseTensor, b: SparseTensor) -> Tensor:
+        x_a, x_b = self.operand_a.values(a), self.operand_b.values(b)
+        return x_a.to(torch.float32) + x_b.to(torch.float32)
 
 
 def scale_of(amax: Tensor, fmt: IntFormat) -> Tensor:

@@ -21,8 +21,8 @@ from voxelquant.quant.int8_modules import (
     scale_of,
 )
 from voxelquant.quant.modules import QuantSparseAdd, QuantSparseConvBase
+from voxelquant.quant.operand import Operand
 from voxelquant.quant.plan import PrecisionPlan
-from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.stored_weight import encode_weight, weight_codes
 from voxelquant.quant.substitute import substitute_modules
 from voxelquant.quant.topology import FusedNode
@@ -59,10 +59,11 @@ def lower(qmodel: nn.Module, backend: str = "auto") -> nn.Module:
     for node in plan.graph.nodes:
         module = engine.get_submodule(node.path)
         output = _output_of(node, quantization, plan)
+        operands = [_operand_of(node, tensor, quantization, plan) for tensor in node.inputs]
         if isinstance(module, QuantSparseConvBase):
-            lowered[node.path] = _lower_conv(module, node, output)
+            lowered[node.path] = _lower_conv(module, node, operands[0], output)
         elif isinstance(module, QuantSparseAdd):
-            lowered[node.path] = _lower_add(module, node, output)
+            lowered[node.path] = _lower_add(module, node, (operands[0], operands[1]), output)
         if node.relu_path is not None and node.relu_path not in plan.graph.shared_relus:
             lowered[node.relu_path] = nn.Identity()
     substitute_modules(engine, lowered)
@@ -75,33 +76,42 @@ def lower(qmodel: nn.Module, backend: str = "auto") -> nn.Module:
 def _output_of(node: FusedNode, quantization: Quantization, plan: PrecisionPlan) -> LayerOutput:
     scale = None
     if plan.tensor_precision[node.name] == "int8":
-        quantizer = quantization.tensor_quantizers[node.name]
-        scale = scale_of(quantizer.amax, quantizer.spec.fmt)
+        scale = _scale(quantization, plan.stored_with(node.name))
     kinds = {consumer.kind for consumer in plan.graph.consumers(node.name)}
     leaves = node.name in plan.graph.outputs or "to_dense" in kinds
     return LayerOutput(node.relu_path is not None, scale, leaves)
 
 
-def _lower_conv(conv: QuantSparseConvBase, node: FusedNode, output: LayerOutput) -> LoweredModule:
+def _operand_of(
+    node: FusedNode, tensor: str, quantization: Quantization, plan: PrecisionPlan
+) -> Operand:
+    return Operand(
+        node.path, tuple(_scale(quantization, name) for name in plan.read_with(node, tensor))
+    )
+
+
+def _lower_conv(
+    conv: QuantSparseConvBase, node: FusedNode, operand: Operand, output: LayerOutput
+) -> LoweredModule:
     site = ConvSite(node.path, conv.geometry, conv.indice_key, conv.inverse)
     bias = None if conv.bias is None else conv.bias.detach().to(torch.float16)
-    if conv.input_quantizer is None or conv.weight_quantizer is None:
-        return Fp16SparseConv3d(site, conv.weight.detach().to(torch.float16), bias, output)
+    if conv.weight_quantizer is None:
+        return Fp16SparseConv3d(site, operand, conv.weight.detach().to(torch.float16), bias, output)
     fmt = conv.weight_quantizer.spec.fmt
     amax = conv.weight_quantizer.amax.detach()
     # The codes that a reader of the stored file would find; encode_weight proves them to be ours.
     codes = weight_codes(encode_weight(conv.weight, amax, fmt, node.path), amax, fmt)
-    scales = (_scale(conv.input_quantizer), _scale(conv.weight_quantizer))
     wide_bias = torch.zeros_like(amax) if bias is None else bias.to(torch.float32)
-    return Int8SparseConv3d(site, codes, scales, wide_bias, output)
+    return Int8SparseConv3d(site, codes, operand, scale_of(amax, fmt), wide_bias, output)
 
 
-def _lower_add(add: QuantSparseAdd, node: FusedNode, output: LayerOutput) -> LoweredModule:
-    if add.input0_quantizer is None or add.input1_quantizer is None:
-        return Fp16SparseAdd(node.path, output)
-    scales = (_scale(add.input0_quantizer), _scale(add.input1_quantizer))
-    return Int8SparseAdd(node.path, scales, output)
+def _lower_add(
+    add: QuantSparseAdd, node: FusedNode, operands: tuple[Operand, Operand], output: LayerOutput
+) -> LoweredModule:
+    kind = Fp16SparseAdd if add.input0_quantizer is None else Int8SparseAdd
+    return kind(node.path, operands, output)
 
 
-def _scale(quantizer: TensorQuantizer) -> Tensor:
+def _scale(quantization: Quantization, name: str) -> Tensor:
+    quantizer = quantization.tensor_quantizers[name]
     return scale_of(quantizer.amax, quantizer.spec.fmt)

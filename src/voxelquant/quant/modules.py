@@ -3,8 +3,10 @@
 A layer computes in int8 (its input and weight pass quantizers) or in fp16 (they are rounded to
 fp16); either way it accumulates in fp32. Its output stays unrounded where the tensor is int8,
 since the quantizer of that tensor rounds it in every consumer, and is rounded once to fp16
-otherwise. Nothing is ever written into the input. Autocast does not reach in here: bfloat16 cannot
-hold `scale * code`, so a layer that computed in it would train for other values than the deployed.
+otherwise. Nothing is ever written into the input: where a recipe has readers quantize a tensor in
+place, each later reader passes it through the quantizers of the earlier ones again. Autocast does
+not reach in here: bfloat16 cannot hold `scale * code`, so a layer that computed in it would train
+for other values than the deployed.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class QuantSparseConvBase(SparseConvBase):
         input_quantizer: quantizer of the input tensor, shared with its other consumers; None in
             an fp16 layer.
         weight_quantizer: quantizer of the weight, one range for each output channel; or None.
+        earlier: quantizers of readers that changed the input tensor in place before.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class QuantSparseConvBase(SparseConvBase):
         precision: LayerPrecision,
         input_quantizer: TensorQuantizer | None,
         weight_quantizer: TensorQuantizer | None,
+        earlier: tuple[TensorQuantizer, ...] = (),
     ) -> None:
         # Not SparseConvBase.__init__: it would draw random weights only to drop them.
         nn.Module.__init__(self)
@@ -68,24 +72,30 @@ class QuantSparseConvBase(SparseConvBase):
         self.precision = precision
         self.input_quantizer = input_quantizer
         self.weight_quantizer = weight_quantizer
+        self.earlier_quantizers = nn.ModuleList(earlier)
         self.train(conv.training)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve: `[n, c_in]` → `[m, c_out]`, float32 features."""
         kernel_map, out_sites, coupled = self.resolve_map(x)
         with torch.autocast(x.features.device.type, enabled=False):
-            out = self._convolve(x.features.float(), kernel_map)  # [m, c_out] float32
+            out = self._convolve(x.features, kernel_map)  # [m, c_out] float32
         return SparseTensor(out, out_sites, coupled=coupled)
 
     def _convolve(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
-        features = round_if_fp16(features, self.precision.inputs[0])
-        if self.input_quantizer is not None and self.weight_quantizer is not None:
-            features = self.input_quantizer(features)
+        features = self.read_input(features)
+        if self.weight_quantizer is not None:
             weight = self.weight_quantizer(self.weight)
         else:
             weight = round_to_float16(self.weight)
         bias = None if self.bias is None else round_to_float16(self.bias)
         return round_if_fp16(sparse_conv(features, weight, kernel_map, bias), self.precision.output)
+
+    def read_input(self, features: Tensor) -> Tensor:
+        """The input as the convolution computes with it, `[n, c_in]` float32."""
+        return read_operand(
+            features, self.precision.inputs[0], self.earlier_quantizers, self.input_quantizer
+        )
 
     def extra_repr(self) -> str:
         """Channels, geometry and precisions."""
@@ -110,31 +120,54 @@ class QuantSparseAdd(SparseAdd):
     Args:
         precision: precisions of the layer.
         input_quantizers: of both operands for an int8 sum, else None.
+        earlier: for each operand, quantizers of readers that changed it in place before.
     """
 
     def __init__(
         self,
         precision: LayerPrecision,
         input_quantizers: tuple[TensorQuantizer, TensorQuantizer] | None,
+        earlier: tuple[tuple[TensorQuantizer, ...], ...] = ((), ()),
     ) -> None:
         super().__init__()
         self.precision = precision
         first, second = input_quantizers or (None, None)
         self.input0_quantizer = first
         self.input1_quantizer = second
+        self.earlier0_quantizers, self.earlier1_quantizers = (nn.ModuleList(q) for q in earlier)
 
     def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
         """`[n, c]` + `[n, c]`, float32 features."""
         check_same_sites(a, b)
-        first = round_if_fp16(a.features.float(), self.precision.inputs[0])
-        second = round_if_fp16(b.features.float(), self.precision.inputs[1])
-        if self.input0_quantizer is not None and self.input1_quantizer is not None:
-            first, second = self.input0_quantizer(first), self.input1_quantizer(second)
+        type_a, type_b = self.precision.inputs
+        first = read_operand(a.features, type_a, self.earlier0_quantizers, self.input0_quantizer)
+        second = read_operand(b.features, type_b, self.earlier1_quantizers, self.input1_quantizer)
         return a.replace_features(round_if_fp16(first + second, self.precision.output))
 
     def extra_repr(self) -> str:
         """Precisions."""
         return f"{self.precision.compute}→{self.precision.output}"
+
+
+def read_operand(
+    features: Tensor, stored: Precision, earlier: nn.ModuleList, own: TensorQuantizer | None
+) -> Tensor:
+    """A tensor as its reader computes with it, float32.
+
+    Args:
+        features: `[n, c]` of the tensor, unrounded where it is int8.
+        stored: type of the tensor.
+        earlier: quantizers of readers that changed it in place before.
+        own: quantizer of the reader; None for one that computes in fp16.
+    """
+    features = round_if_fp16(features.float(), stored)
+    for quantizer in earlier:
+        assert isinstance(quantizer, TensorQuantizer)
+        features = quantizer.as_left_behind(features)
+    if own is not None:
+        read: Tensor = own(features)
+        return read
+    return round_to_float16(features) if len(earlier) else features
 
 
 def round_if_fp16(x: Tensor, precision: Precision) -> Tensor:

@@ -10,6 +10,9 @@ The rules are those of the deployed engine (one type for each tensor, whoever re
 
 Demanding more than the rules allow is an error only where a recipe's *rule* demands it; a default
 gives way and leaves a note.
+
+The plan also says with which ranges a node reads a tensor: with the tensor's own, or, where a
+recipe asks for `ranges: in_place`, with those of all int8 readers up to the node, in turn.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ import difflib
 from dataclasses import dataclass
 
 from voxelquant.errors import ConfigError
-from voxelquant.quant.recipe import Precision, Recipe
+from voxelquant.quant.recipe import Precision, RangeSharing, Recipe
 from voxelquant.quant.topology import GRAPH_INPUT, FusedGraph, FusedNode
 
 _COMPUTING = ("conv", "add")
+_OF_READER = "/input"
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,47 @@ class PrecisionPlan:
         tensor_precision: tensor name (`@input` too) → type of the stored tensor; for a node this
             is its output precision.
         notes: where a default of the recipe gave way, in words.
+        ranges: whether a range belongs to a tensor or to each of its readers; see `Recipe`.
     """
 
     graph: FusedGraph
     precision: dict[str, Precision]
     tensor_precision: dict[str, Precision]
     notes: tuple[str, ...] = ()
+    ranges: RangeSharing = "tensor"
 
     @property
     def quantized_tensors(self) -> tuple[str, ...]:
-        """Tensors that some node reads in int8, in execution order: each has one range."""
+        """Tensors that some node reads in int8, in execution order."""
         return tuple(
             tensor
             for tensor in self.graph.tensors
             if any(self.precision[node.name] == "int8" for node in self.graph.consumers(tensor))
         )
+
+    @property
+    def range_names(self) -> tuple[str, ...]:
+        """Ranges of activations in execution order: quantized tensors, or `<reader>/input`."""
+        if self.ranges == "tensor":
+            return self.quantized_tensors
+        nodes = (node.name for node in self.graph.nodes if self.precision[node.name] == "int8")
+        return tuple(name + _OF_READER for name in nodes)
+
+    def read_with(self, node: FusedNode, tensor: str) -> tuple[str, ...]:
+        """Names of the ranges that a tensor passes, in turn, before a node computes with it.
+
+        The last is the node's own; those before it are of earlier readers that quantized the
+        tensor in place. Empty where the node reads an fp16 tensor that nobody has quantized.
+        """
+        if self.ranges == "tensor":
+            return (tensor,) if self.precision[node.name] == "int8" else ()
+        readers = self.graph.consumers(tensor)
+        until = readers[: readers.index(node) + 1]
+        return tuple(r.name + _OF_READER for r in until if self.precision[r.name] == "int8")
+
+    def stored_with(self, tensor: str) -> str:
+        """Name of the range with which the codes of an int8 tensor are made."""
+        return self.read_with(self.graph.consumers(tensor)[0], tensor)[0]
 
     @property
     def quantized_convs(self) -> tuple[FusedNode, ...]:
@@ -83,8 +113,8 @@ def make_plan(graph: FusedGraph, recipe: Recipe) -> PrecisionPlan:
         for name, reason in demoted.items():
             precision[name] = "fp16"
             notes[name] = f"{name} computes in fp16: {reason}"
-    plan = PrecisionPlan(graph, precision, tensors, tuple(notes.values()))
-    conflicts = _conflicts(plan, recipe, notes)
+    plan = PrecisionPlan(graph, precision, tensors, tuple(notes.values()), recipe.ranges)
+    conflicts = [*_conflicts(plan, recipe, notes), *_unreachable_readers(plan)]
     if conflicts:
         raise ConfigError(
             f"recipe {recipe.name!r}: got {len(conflicts)} rules that cannot hold together: "
@@ -147,6 +177,33 @@ def _conflicts(plan: PrecisionPlan, recipe: Recipe, notes: dict[str, str]) -> li
             cause = f"{readers} read it in fp16" if readers else "it leaves the sparse part"
             found.append(f"{name} is to be an int8 tensor, but {cause}")
     return found
+
+
+def _unreachable_readers(plan: PrecisionPlan) -> list[str]:
+    """Who would have to see what was quantized in place, and computes outside of our layers."""
+    if plan.ranges == "tensor":
+        return []
+    found = []
+    for tensor in plan.quantized_tensors:
+        first = next(n for n in plan.graph.consumers(tensor) if plan.precision[n.name] == "int8")
+        blind = [
+            node.name
+            for node in plan.graph.consumers(tensor)
+            if node.kind not in _COMPUTING and plan.read_with(node, tensor)
+        ]
+        if tensor in plan.graph.outputs:
+            blind.append("the rest of the model")
+        found += [
+            f"{first.name} quantizes {tensor} in place (ranges: in_place), but {reader} reads it "
+            "unquantized; use ranges: tensor"
+            for reader in blind
+        ]
+    return found
+
+
+def range_owner(name: str) -> str:
+    """Path by whose rules a range is chosen: the tensor's, or the reader's."""
+    return name.removesuffix(_OF_READER)
 
 
 def _reason(node: FusedNode, notes: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, get_args
 
 from voxelquant.quant.plan import PrecisionPlan
-from voxelquant.quant.recipe import Precision
+from voxelquant.quant.recipe import Precision, RangeSharing
 from voxelquant.quant.topology import FusedGraph, FusedNode
 from voxelquant.sparse import ConvGeometry
 
@@ -29,6 +29,7 @@ def plan_from_json(content: dict[str, Any]) -> PrecisionPlan:
         {name: _precision(content["precision"][name]) for name in (n.name for n in nodes)},
         {name: _precision(value) for name, value in content["tensor_precision"].items()},
         tuple(content["notes"]),
+        _range_sharing(content.get("ranges", "tensor")),  # older files say nothing
     )
     known = set(plan.graph.tensors)
     read = {name for node in nodes for name in node.inputs}
@@ -51,4 +52,11 @@ def _precision(value: Any) -> Precision:
     if value not in get_args(Precision):
         raise ValueError(f"{value!r} is no precision")
     checked: Precision = value
+    return checked
+
+
+def _range_sharing(value: Any) -> RangeSharing:
+    if value not in get_args(RangeSharing):
+        raise ValueError(f"{value!r} is no way to share ranges")
+    checked: RangeSharing = value
     return checked

@@ -163,6 +163,11 @@ class TensorQuantizer(nn.Module):
             self.observer.watch(x)
         return x
 
+    def as_left_behind(self, x: Tensor) -> Tensor:
+        """What later readers see of a tensor that this quantizer changed in place; not observed."""
+        seen: Tensor = self(x) if self.mode is QuantizerMode.QUANTIZE else x
+        return seen
+
     def _grown(self) -> Tensor:
         assert self.growth is not None
         amax = self.stored_amax * self.growth.clamp(-_MOST_GROWTH, _MOST_GROWTH).exp()

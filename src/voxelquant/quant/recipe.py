@@ -24,6 +24,7 @@ Precision = Literal["int8", "fp16"]
 Bits = Literal[4, 8]
 ActivationRanges = Literal["frozen", "ema", "learned"]
 WeightRanges = Literal["frozen", "max", "learned"]
+RangeSharing = Literal["tensor", "in_place"]
 
 
 class _Strict(BaseModel):
@@ -49,6 +50,7 @@ class Rule(_Strict):
 
     `method`, `percentile` and `skip_zeros` speak of the tensor that the node *makes* (its fused
     ReLU included), since a tensor has one range, whoever consumes it; `@input` is the graph's own.
+    In a recipe of `ranges: in_place` they speak of the range with which the node *reads*.
     """
 
     match: str
@@ -101,6 +103,9 @@ class Recipe(_Strict):
         precision: compute precision of convolutions and sums that no rule names.
         raw_input: `fp16` keeps the convolution on the graph's input in fp16, because channels of
             very different reach share it (intensity runs to 255, a step of 2.0); `int8` forces it.
+        ranges: `tensor` gives every tensor one range, whoever reads it. `in_place` is the way of
+            the published CenterPoint flow, for its checkpoints: every reader has a range of its
+            own (a sum one for both operands), and quantizes the tensor for all later readers too.
         activations: defaults of activation ranges.
         weights: defaults of weights.
         rules: overrides, the last match wins.
@@ -111,6 +116,7 @@ class Recipe(_Strict):
     description: str = ""
     precision: Precision = "int8"
     raw_input: Precision = "fp16"
+    ranges: RangeSharing = "tensor"
     activations: ActivationDefaults = ActivationDefaults()
     weights: WeightDefaults = WeightDefaults()
     rules: tuple[Rule, ...] = ()
@@ -135,10 +141,10 @@ class Recipe(_Strict):
                 return value
         return None
 
-    def activation_spec(self, tensor: str) -> QuantSpec:
-        """Spec of the tensor that a node makes."""
+    def activation_spec(self, node: str) -> QuantSpec:
+        """Spec of the tensor that a node makes, or with `ranges: in_place` of what it reads."""
         chosen = {
-            field: self.setting(tensor, field) for field in ("method", "percentile", "skip_zeros")
+            field: self.setting(node, field) for field in ("method", "percentile", "skip_zeros")
         }
         given = {field: value for field, value in chosen.items() if value is not None}
         return QuantSpec(**{**self.activations.model_dump(), **given})

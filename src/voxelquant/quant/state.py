@@ -2,7 +2,9 @@
 
 Its tensors are the model's own, under the model's own keys, except that convolutions of the sparse
 graph hold fp16 (`fp16(q * scale)` where they compute in int8, rounded values elsewhere), plus the
-ranges under `weight_amax/<module path>` and `activation_amax/<tensor name>`.
+ranges under `weight_amax/<module path>` and `activation_amax/<range name of the plan>`. A state
+made from another tool's checkpoint also carries that file's tensors, under `carried/<name>`: no
+layer reads them, a writer of that format gives them back where they are still true.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from voxelquant.sparse import SparseConvBase
 
 WEIGHT_AMAX = "weight_amax/"
 ACTIVATION_AMAX = "activation_amax/"
+CARRIED = "carried/"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class QuantState:
                 tensors.update(_conv_tensors(qmodel, node.path))
         for name, quantizer in quantization.tensor_quantizers.items():
             tensors[ACTIVATION_AMAX + name] = quantizer.amax
+        tensors.update({CARRIED + name: value for name, value in quantization.carried.items()})
         detached = {key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}
         state = cls(detached, quantization.recipe, plan, dict(metadata or {}))
         check_state(state.tensors, state.recipe, state.plan, "this model")
@@ -105,20 +109,31 @@ class QuantState:
                 _give_bias(qmodel, node.path, f"{node.path}.bias" in self.tensors)
         attach(qmodel, self.recipe)
         insert_layers(qmodel, self.plan)
+        quantization_of(qmodel).carried = self.carried
         self._fill(qmodel)
         return qmodel
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """Tensors of the checkpoint that the state was made from, by their names in that file."""
+        return {
+            key.removeprefix(CARRIED): value
+            for key, value in self.tensors.items()
+            if key.startswith(CARRIED)
+        }
 
     def weight_amax(self, path: str) -> Tensor:
         """Ranges `[c_out]` of an int8 convolution's weight."""
         return self.tensors[WEIGHT_AMAX + path]
 
-    def activation_amax(self, tensor: str) -> Tensor:
-        """Range `[]` of a tensor that some layer reads in int8."""
-        return self.tensors[ACTIVATION_AMAX + tensor]
+    def activation_amax(self, name: str) -> Tensor:
+        """Range `[]` of a tensor that some layer reads in int8, or of a reader (`range_names`)."""
+        return self.tensors[ACTIVATION_AMAX + name]
 
     def _fill(self, qmodel: nn.Module) -> None:
         targets = _model_tensors(qmodel)
-        own = {key for key in self.tensors if not key.startswith((WEIGHT_AMAX, ACTIVATION_AMAX))}
+        ours = (WEIGHT_AMAX, ACTIVATION_AMAX, CARRIED)
+        own = {key for key in self.tensors if not key.startswith(ours)}
         if own != set(targets):
             odd = sorted(own ^ set(targets))[0]
             side = "the state" if odd in own else "the model"

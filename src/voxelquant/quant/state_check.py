@@ -26,7 +26,7 @@ def check_state(
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise QuantStateError(f"{source}: got NaN or infinite values in {key}, need finite")
-    for name in plan.quantized_tensors:
+    for name in plan.range_names:
         _positive_range(tensors, f"activation_amax/{name}", (), source)
     for node in plan.graph.nodes:
         if node.kind != "conv":
