@@ -16,7 +16,15 @@ from voxelquant.errors import ExportError, GraphError
 from voxelquant.export import FileRunner, check_file, read
 from voxelquant.export.from_graph import export_libspconv
 from voxelquant.export.ir import Add, Relu, SparseConvolution
-from voxelquant.quant import QuantState, Recipe, calibrate, lower, quantize
+from voxelquant.quant import (
+    QuantState,
+    Recipe,
+    calibrate,
+    load_recipe,
+    lower,
+    quantization_of,
+    quantize,
+)
 from voxelquant.quant.recipe import Rule
 from voxelquant.sparse import (
     SparseAdd,
@@ -306,6 +314,36 @@ def test_backbone_engine_and_file_are_bit_equal(exported_backbone) -> None:
     assert_bit_equal(qmodel, written.path, frame)
 
 
+@pytest.fixture(scope="module")
+def in_place_backbone(tmp_path_factory):
+    """The full-size backbone with a range for each reader, its state, and its file."""
+    qmodel, example = calibrated(backbone, 5, "nvidia", count=1500, grid=(41, 64, 64))
+    for name, quantizer in quantization_of(qmodel).tensor_quantizers.items():
+        if name.endswith(".add/input"):  # with random weights both calibrators find one range
+            quantizer.set_amax(0.8 * quantizer.amax)
+    path = tmp_path_factory.mktemp("in_place") / "scn.onnx"
+    return qmodel, export_libspconv(qmodel, path, example=example)
+
+
+def test_ranges_of_readers_are_written_and_said(in_place_backbone) -> None:
+    qmodel, written = in_place_backbone
+    state = QuantState.of(qmodel)
+    for node in written.graph.nodes:
+        if isinstance(node, (SparseConvolution, Add)) and node.precision == "int8":
+            amax = float(state.activation_amax(f"{node.module_path}/input"))
+            if isinstance(node, SparseConvolution):
+                assert node.input_dynamic_range == amax
+            else:
+                assert (node.input0_dynamic_range, node.input1_dynamic_range) == (amax, amax)
+    assert {(d.severity, d.rule) for d in written.warnings} == {("warning", "range-conflict")}
+    assert [d.node for d in written.warnings] == [f"add{i}" for i in range(1, 8)]
+
+
+def test_the_file_of_a_backbone_quantized_in_place_equals_the_engine(in_place_backbone) -> None:
+    qmodel, written = in_place_backbone
+    assert_bit_equal(qmodel, written.path, voxels(5, seed=11, count=1500, grid=(41, 64, 64)))
+
+
 def refused(model: nn.Module, folder: Path, message: str, error=ExportError, **options) -> None:
     options = {"example": voxels(3)} | options
     with pytest.raises(error, match=message) as raised:
@@ -345,6 +383,15 @@ def test_four_bit_weights_are_refused(tmp_path) -> None:
     recipe = Recipe(name="w4", rules=(Rule(match="6", weight_bits=4),))
     qmodel, example = calibrated(plain_model, 3, recipe)
     refused(qmodel, tmp_path, "6: got 4-bit weights", example=example)
+
+
+def test_an_fp16_reader_of_what_was_quantized_in_place_is_refused(tmp_path) -> None:
+    rule = Rule(match="*conv2.3.add", precision="fp16")
+    policy = load_recipe("nvidia")
+    recipe = policy.model_copy(update={"rules": (*policy.rules, rule)})
+    qmodel, example = calibrated(backbone, 5, recipe, count=600, grid=(41, 64, 64))
+    message = r"conv2\.3\.add: got an fp16 layer that reads .*conv2\.0 after it was quantized in "
+    refused(qmodel, tmp_path, message, example=example)
 
 
 class LooseRelu(nn.Module):

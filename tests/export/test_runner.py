@@ -116,7 +116,7 @@ def test_a_defective_file_is_not_executed(residual_graph) -> None:
         FileRunner(serialize(replace(residual_graph, nodes=nodes)))
 
 
-def test_the_last_consumer_sets_the_range_and_the_conflict_is_reported(
+def test_readers_of_different_ranges_quantize_in_turn_and_the_conflict_is_reported(
     residual_graph, frame
 ) -> None:
     def with_ranges(conv1: float, add: float) -> FileRunner:
@@ -127,11 +127,21 @@ def test_the_last_consumer_sets_the_range_and_the_conflict_is_reported(
         nodes = (replace(n, **changes.get(n.name, {})) for n in residual_graph.nodes)
         return FileRunner(serialize(replace(residual_graph, nodes=tuple(nodes))))
 
-    agreed, conflicting = with_ranges(4.0, 4.0), with_ranges(2.0, 4.0)
+    agreed, conflicting = with_ranges(2.0, 2.0), with_ranges(2.0, 1.0)
     assert agreed.warnings == []
     assert [(d.node, d.rule) for d in conflicting.warnings] == [("add0", "range-conflict")]
-    for name, output in agreed(*frame).nodes.items():
-        assert torch.equal(output.features, conflicting(*frame).nodes[name].features)
+    wanted, found = agreed(*frame).nodes, conflicting(*frame).nodes
+    for name in ("conv0", "conv1", "conv2"):  # the first reader's range makes the codes
+        assert torch.equal(found[name].features, wanted[name].features), name
+    add = next(n for n in conflicting.graph.nodes if n.name == "add0")
+    codes, branch = found["conv0"].features.numpy(), found["conv2"].features.numpy()
+    own, stored = np.float32(1.0) / np.float32(127), np.float32(2.0) / np.float32(127)
+    skip = np.clip(np.rint(codes.astype(np.float32) * stored / own), -128, 127).astype(np.float32)
+    scale = np.float32(add.input0_dynamic_range) / np.float32(127)
+    y = np.maximum(branch.astype(np.float32) * scale + skip * own, 0)
+    assert (skip == 127).any()
+    total = np.clip(np.rint(y / np.float32(found["add0"].scale)), -128, 127).astype(np.int8)
+    assert np.array_equal(found["add0"].features.numpy(), total)
 
 
 def first_difference(a: FileRunner, b: FileRunner, frame) -> str:

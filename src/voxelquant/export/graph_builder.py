@@ -127,7 +127,7 @@ class GraphBuilder:
     def _add_sum(self, node: FusedNode) -> None:
         ranges = {}
         if self.plan.precision[node.name] == ir.INT8:
-            amaxes = [self._amax(tensor) for tensor in node.inputs]
+            amaxes = [self._input_amax(node, tensor) for tensor in node.inputs]
             ranges = dict(
                 zip(("input0_dynamic_range", "input1_dynamic_range"), amaxes, strict=True)
             )
@@ -172,6 +172,13 @@ class GraphBuilder:
             )
 
     def _precisions(self, node: FusedNode) -> dict[str, Any]:
+        for tensor in node.inputs:
+            if self.plan.precision[node.name] != ir.INT8 and self.plan.read_with(node, tensor):
+                raise ExportError(
+                    f"{node.path}: got an fp16 layer that reads {tensor} after it was quantized in "
+                    "place, which the dialect cannot say; let this layer compute in int8, or use a "
+                    "recipe with ranges: tensor"
+                )
         return {
             "precision": self.plan.precision[node.name],
             "output_precision": self.plan.tensor_precision[node.name],
@@ -187,12 +194,12 @@ class GraphBuilder:
                 "layer 8-bit weights"
             )
         return {
-            "input_dynamic_range": self._amax(node.inputs[0]),
+            "input_dynamic_range": self._input_amax(node, node.inputs[0]),
             "weight_dynamic_ranges": tuple(self.state.weight_amax(node.path).tolist()),
         }
 
-    def _amax(self, tensor: str) -> float:
-        return float(self.state.activation_amax(tensor))
+    def _input_amax(self, node: FusedNode, tensor: str) -> float:
+        return float(self.state.activation_amax(self.plan.read_with(node, tensor)[-1]))
 
     def _float16(self, key: str) -> NDArray[np.float16]:
         tensor = self.state.tensors[key]

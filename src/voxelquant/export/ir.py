@@ -201,27 +201,37 @@ class Graph:
 
 @dataclass(frozen=True)
 class DeclaredRange:
-    """The amax that one int8 consumer declares for one of its inputs."""
+    """The amax that one int8 consumer declares for one of its inputs.
+
+    Attributes:
+        tensor: what is read.
+        consumer: name of the node that reads it.
+        operand: which input of the node it is.
+        amax: the range.
+    """
 
     tensor: str
     consumer: str
+    operand: int
     amax: float
 
 
 def declared_ranges(graph: Graph) -> list[DeclaredRange]:
     """Ranges of tensors as their int8 consumers declare them, in execution order.
 
-    There is no output range in the dialect: a tensor's step is what its consumers say, and the
-    last one wins (specification section 6). A missing range reads as 0.
+    There is no output range in the dialect: a tensor's step is what its consumers say
+    (specification section 6). A missing range reads as 0.
     """
     found: list[DeclaredRange] = []
     for node in graph.nodes:
         if isinstance(node, SparseConvolution) and node.precision == INT8:
-            found.append(DeclaredRange(node.inputs[0], node.name, node.input_dynamic_range or 0.0))
+            found.append(
+                DeclaredRange(node.inputs[0], node.name, 0, node.input_dynamic_range or 0.0)
+            )
         elif isinstance(node, Add) and node.precision == INT8:
             amaxes = (node.input0_dynamic_range, node.input1_dynamic_range)
             found += [
-                DeclaredRange(tensor, node.name, amax or 0.0)
-                for tensor, amax in zip(node.inputs, amaxes, strict=False)
+                DeclaredRange(tensor, node.name, operand, amax or 0.0)
+                for operand, (tensor, amax) in enumerate(zip(node.inputs, amaxes, strict=False))
             ]
     return found

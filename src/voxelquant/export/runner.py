@@ -26,12 +26,11 @@ from voxelquant.export.ir import (
     ScatterDense,
     SparseConvolution,
     Transpose,
-    declared_ranges,
 )
-from voxelquant.export.layers import AddLayer, ConvLayer, Value
+from voxelquant.export.layers import AddLayer, ConvLayer, FileScales, Value
 from voxelquant.export.libspconv_reader import read_content
 from voxelquant.export.validate import require_valid
-from voxelquant.numerics import dequantize, scale_from_amax
+from voxelquant.numerics import dequantize
 from voxelquant.sparse import CoupledConv, SparseTensor, Triple
 
 
@@ -99,7 +98,7 @@ class FileRunner:
     Attributes:
         graph: the graph of the file.
         warnings: what `check_file` warns of, conflicting ranges among them. Where consumers of a
-            tensor declare different ranges, the last one counts.
+            tensor declare different ranges, each quantizes in turn what the one before it left.
     """
 
     def __init__(self, source: str | Path | bytes, device: str | torch.device = "cpu") -> None:
@@ -107,12 +106,7 @@ class FileRunner:
         self.warnings: list[Defect] = require_valid(content)
         self.graph: Graph = content.graph
         self.device = torch.device(device)
-        self._scales = {
-            declared.tensor: scale_from_amax(
-                torch.tensor(declared.amax, dtype=torch.float32, device=self.device)
-            )
-            for declared in declared_ranges(self.graph)
-        }
+        self._scales = FileScales.of(self.graph, self.device)
         self._convs = {
             conv.name: ConvLayer.build(conv, self.graph, self._scales, self.device)
             for conv in self.graph.convs
@@ -213,8 +207,10 @@ class FileRunner:
         a, b = operands
         relu = [n for n in self.graph.consumers(node.output) if isinstance(n, Relu)]
         final = relu[0].output if relu else node.output
-        scale = self._scales[final] if node.output_precision == INT8 else None
-        return Value(AddLayer(node, bool(relu), scale)(a, b), a.sites, scale)
+        out = self._scales.stored[final] if node.output_precision == INT8 else None
+        read = self._scales.read
+        steps = (read[node.name, 0], read[node.name, 1]) if node.precision == INT8 else None
+        return Value(AddLayer(bool(relu), steps, out)(a.features, b.features), a.sites, out)
 
     def _node_output(self, node: Node, value: Value) -> NodeOutput:
         coords = None if value.sites is None else value.sites.coords_bzyx

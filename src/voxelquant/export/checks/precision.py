@@ -77,7 +77,8 @@ def _check_ranges(graph: Graph) -> Iterator[Defect]:
         if amax != declared.amax:
             message = (
                 f"got range {declared.amax:.6g} for tensor {declared.tensor!r}, but {consumer} "
-                f"declares {amax:.6g}: engines keep one of them"
+                f"declares {amax:.6g}: the open engine keeps the last, our runner applies them in "
+                "turn, as the reference's training does"
             )
             mend = "give all consumers of a tensor one range"
             yield warning(declared.consumer, "range-conflict", message, mend)
