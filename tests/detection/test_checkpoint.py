@@ -281,7 +281,6 @@ def test_values_that_are_not_finite_are_refused(tmp_path, trained, fresh, value)
 @pytest.mark.parametrize(
     ("name", "looks_like"),
     [
-        ("backbone.conv2.0._weight_quantizer._amax", "an NVIDIA ptq.pth/qat.pth"),
         ("bbox_head.tasks.0.feature_adapt_cls.conv_offset.weight", "a CenterPoint with DCN heads"),
         ("reader.pfn_layers.0.linear.weight", "a PointPillars model"),
         ("roi_head.shared_fc_layer.0.weight", "a two-stage CenterPoint"),

@@ -15,6 +15,7 @@ from voxelquant.detection.checkpoint_files import (
     read_torch_file,
 )
 from voxelquant.detection.checkpoint_layout import choose_layout, describe_foreign, det3d_names
+from voxelquant.detection.nvidia_layout import is_nvidia_checkpoint
 from voxelquant.errors import CheckpointError
 from voxelquant.sparse import SparseConvBase
 
@@ -70,7 +71,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         _check_names(weights, expected)
         layout, alternatives = _bring_into_layout(weights, model)
         loaded = {
-            name: _checked(name, weights.get(name), value) for name, value in expected.items()
+            name: checked_tensor(name, weights.get(name), value) for name, value in expected.items()
         }
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -85,15 +86,22 @@ def _check_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     unexpected = [name for name in weights if name not in expected]
     if not missing and not unexpected:
         return
+    if is_nvidia_checkpoint(weights):
+        raise CheckpointError(
+            "an NVIDIA ptq.pth/qat.pth: quantized, with batch norms fused and ranges inside, but "
+            "float weights are needed here; eval takes it with --engine fake or int8, export, "
+            "parity and qat as it is"
+        )
     foreign = describe_foreign(unexpected)
     advice = f"it looks like {foreign}, which is not supported" if foreign else "check the config"
     raise CheckpointError(
-        f"weights of another model: {_some(missing, 'missing')}, {_some(unexpected, 'unexpected')}"
-        f"; {advice}"
+        f"weights of another model: {some_names(missing, 'missing')}, "
+        f"{some_names(unexpected, 'unexpected')}; {advice}"
     )
 
 
-def _some(names: list[str], what: str) -> str:
+def some_names(names: list[str], what: str) -> str:
+    """How many names, and the first three of them."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} {what}" + (f" ({shown})" if names else "")
 
@@ -110,7 +118,12 @@ def _bring_into_layout(weights: dict[str, Tensor], model: nn.Module) -> tuple[st
     return layout.name, [other.name for other in alternatives]
 
 
-def _checked(name: str, value: Tensor | None, expected: Tensor) -> Tensor:
+def checked_tensor(name: str, value: Tensor | None, expected: Tensor) -> Tensor:
+    """A tensor of a file in the type of the model's own; None takes the model's.
+
+    Raises:
+        CheckpointError: another shape or kind of numbers, or values that are not finite.
+    """
     if value is None:  # a counter of old BatchNorms: only its momentum=None mode reads it
         return expected
     if value.shape != expected.shape:
@@ -161,6 +174,6 @@ def save_weights(
     for name, value in model.state_dict().items():
         narrow = half and name not in exact and value.dtype.is_floating_point
         stored = value.detach().to("cpu", torch.float16 if narrow else value.dtype)
-        tensors[name] = _checked(name, stored, stored).contiguous()
+        tensors[name] = checked_tensor(name, stored, stored).contiguous()
     with atomic_path(path, CheckpointError) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))

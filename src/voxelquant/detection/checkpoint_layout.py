@@ -46,7 +46,6 @@ _MIDDLE_CONV = (
 
 # (substring or prefix that gives a foreign checkpoint away, what it is)
 _FOREIGN = (
-    ("quantizer._amax", "an NVIDIA ptq.pth/qat.pth (BN fused, quantizers inserted)"),
     ("feature_adapt_cls.", "a CenterPoint with DCN heads"),
     ("pfn_layers.", "a PointPillars model"),
     ("roi_head.", "a two-stage CenterPoint"),

@@ -31,10 +31,10 @@ def fold_batchnorm(model: nn.Module, graph: FusedGraph) -> None:
         norm = None if node.batchnorm_path is None else model.get_submodule(node.batchnorm_path)
         weight, bias = conv.weight.detach().double(), _double(conv.bias)
         if isinstance(norm, nn.BatchNorm1d):
-            weight, bias = _folded(weight, bias, norm, str(node.batchnorm_path))
+            weight, bias = folded_values(weight, bias, norm, str(node.batchnorm_path))
         folded[node.path] = (
-            _to_float16_values(weight, node.path, "weight"),
-            None if bias is None else _to_float16_values(bias, node.path, "bias"),
+            float16_values(weight, node.path, "weight"),
+            None if bias is None else float16_values(bias, node.path, "bias"),
         )
     for path, (weight, bias) in folded.items():
         conv = model.get_submodule(path)
@@ -51,9 +51,14 @@ def remove_batchnorms(model: nn.Module, graph: FusedGraph) -> None:
     substitute_modules(model, {path: nn.Identity() for path in paths})
 
 
-def _folded(
+def folded_values(
     weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm1d, path: str
 ) -> tuple[Tensor, Tensor]:
+    """Weight and bias, both float64, of a convolution that does the work of its batch norm too.
+
+    Raises:
+        GraphError: the norm keeps no running statistics.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise GraphError(
             f"{path}: got a batch norm without running statistics, need them to fold it; train it "
@@ -69,7 +74,12 @@ def _folded(
     return weight * factor.view(-1, 1, 1, 1, 1), new_bias
 
 
-def _to_float16_values(x: Tensor, path: str, what: str) -> Tensor:
+def float16_values(x: Tensor, path: str, what: str) -> Tensor:
+    """Values after one rounding to fp16, in float32.
+
+    Raises:
+        QuantStateError: one is not finite then; layer and channel named.
+    """
     rounded = round_to_float16(x)  # from float64 in one rounding
     bad = torch.nonzero(~torch.isfinite(rounded.reshape(rounded.shape[0], -1)).all(1)).reshape(-1)
     if bad.numel():
