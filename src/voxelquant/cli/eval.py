@@ -12,7 +12,7 @@ import click
     "--weights",
     required=True,
     type=click.Path(path_type=Path),
-    help="Float weights, or ptq.safetensors for engine fake or int8.",
+    help="Float weights; for engine fake or int8 ptq.safetensors, or NVIDIA's ptq.pth or qat.pth.",
 )
 @click.option(
     "--engine",

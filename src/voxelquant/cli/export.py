@@ -7,8 +7,18 @@ import click
 
 @click.command()
 @click.argument("config")
-@click.option("--weights", required=True, type=click.Path(path_type=Path), help="ptq.safetensors.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="scn.onnx, say.")
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="ptq.safetensors, or NVIDIA's ptq.pth or qat.pth.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="scn.onnx: a libspconv file; ptq.pth: a checkpoint for NVIDIA's tools.",
+)
 @click.option(
     "--frame",
     type=click.Path(path_type=Path),
@@ -29,7 +39,10 @@ import click
     help="Most voxels that an engine keeps in a layer.",
 )
 def command(config: str, weights: Path, out: Path, output_bound: int, **choice: object) -> None:
-    """Write the sparse backbone of a quantized detector as a libspconv ONNX file, and check it."""
+    """Write a quantized detector's sparse backbone as a libspconv ONNX file, and check it.
+
+    With --out ptq.pth, write the whole detector as a checkpoint that NVIDIA's tools read.
+    """
     from voxelquant.recipes.export import ExportRequest, run_export
     from voxelquant.recipes.frame_files import FrameChoice
     from voxelquant.recipes.progress import StageReporter

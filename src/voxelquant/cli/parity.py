@@ -9,7 +9,12 @@ LAW_BROKEN_EXIT_CODE = 1
 
 @click.command()
 @click.argument("config")
-@click.option("--weights", required=True, type=click.Path(path_type=Path), help="ptq.safetensors.")
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="ptq.safetensors, or NVIDIA's ptq.pth or qat.pth.",
+)
 @click.option(
     "--float-weights",
     type=click.Path(path_type=Path),

@@ -13,7 +13,7 @@ from voxelquant.cli.training_options import training_options
     "--weights",
     required=True,
     type=click.Path(path_type=Path),
-    help="Float weights, which are calibrated first, or the state that `ptq` made.",
+    help="Float weights, which are calibrated first, a state that `ptq` made, or NVIDIA's ptq.pth.",
 )
 @click.option(
     "--lr-max",

@@ -20,12 +20,12 @@ from voxelquant.detection.checkpoint import load_weights
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.decode import Detections, decode_predictions
 from voxelquant.detection.detector import CenterPoint
-from voxelquant.errors import BadInputError, CheckpointError, DatasetError, QuantStateError
+from voxelquant.errors import BadInputError, DatasetError
 from voxelquant.quant.lower import lower
-from voxelquant.quant.state import QuantState
 from voxelquant.quant.state_file import is_state_file
 from voxelquant.recipes.distributed import World
 from voxelquant.recipes.progress import Advance
+from voxelquant.recipes.quant_states import load_quant_state
 from voxelquant.sparse import SparseTensor
 
 
@@ -39,11 +39,15 @@ class Engine(str, Enum):
 
 @dataclass(frozen=True)
 class Detector:
-    """A network that runs: the float, fake-quant or lowered form of a CenterPoint."""
+    """A network that runs: the float, fake-quant or lowered form of a CenterPoint.
+
+    `notes` is what is to be said of the file that its weights came from.
+    """
 
     network: CenterPoint
     config: DetectorConfig
     device: str
+    notes: tuple[str, ...] = ()
 
     def read(self, clouds: Sequence[Tensor]) -> SparseTensor:
         """Network input of a batch of clouds `[p, 5]`."""
@@ -57,17 +61,6 @@ class Detector:
         return [detections.to("cpu") for detections in found]
 
 
-def is_quant_state(path: str | Path) -> bool:
-    """Whether a file is a QuantState rather than float weights, by its header, not its name.
-
-    Raises:
-        CheckpointError: the file is missing.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; give --weights a checkpoint")
-    return is_state_file(Path(path))
-
-
 def open_detector(
     config: DetectorConfig, weights: str | Path, engine: Engine, device: str = "cpu"
 ) -> Detector:
@@ -79,29 +72,20 @@ def open_detector(
         BadInputError: the float engine, and a quantized state.
     """
     network = CenterPoint(config)
-    quantized = is_quant_state(weights)
     if engine is Engine.FLOAT:
-        if quantized:
+        if is_state_file(Path(weights)):
             raise BadInputError(
                 f"{weights}: got a quantized state, need float weights; give the weights that it "
                 "was made from, or choose engine fake or int8"
             )
         load_weights(network, weights)
         return Detector(network.eval().to(device), config, device)
-    model = _load_state(Path(weights), quantized).apply(network).eval().to(device)
+    loaded = load_quant_state(weights, config)
+    model = loaded.state.apply(network).eval().to(device)
     if engine is Engine.INT8:
         model = lower(model).eval()
     assert isinstance(model, CenterPoint)
-    return Detector(model, config, device)
-
-
-def _load_state(path: Path, is_state: bool) -> QuantState:
-    try:
-        return QuantState.load(path)
-    except QuantStateError as error:
-        if is_state:
-            raise
-        raise QuantStateError(f"{error}; `voxelquant ptq` makes one from float weights") from None
+    return Detector(model, config, device, loaded.notes)
 
 
 @contextmanager

@@ -71,6 +71,7 @@ def _evaluate(request: EvaluateRequest, reporter: StageReporter, world: World) -
     config = load_config(request.config)
     dataset = open_dataset(config, request.data, request.split, request.version)
     detector = open_detector(config, request.weights, Engine(request.engine), world.device)
+    reporter.say_all(detector.notes)
     # Before the work: an unusable file, or one about other frames, should not cost an evaluation.
     earlier = _prepare(request, dataset) if world.is_main else None
     title = f"evaluating {request.engine} on {len(dataset)} frames of {dataset}{world.in_words}"
@@ -92,6 +93,7 @@ def _evaluate(request: EvaluateRequest, reporter: StageReporter, world: World) -
             "frames": str(dataset),
             "split": dataset.split,
             "weights": request.weights,
+            "notes": detector.notes,
             "metrics": asdict(evaluation.metrics),
             "against": request.against,
             "difference": difference,

@@ -94,6 +94,7 @@ def run_parity(request: ParityRequest, reporter: StageReporter) -> ParityResult:
         if request.float_weights is None
         else open_detector(config, request.float_weights, Engine.FLOAT, device),
     )
+    reporter.say_all(forms.fake.notes)
     x = forms.engine.read([choose_cloud(config, request.choice)])
     with reporter.stage("parity", f"comparing on {request.choice}, {len(x.sites)} voxels"):
         return measure_parity(forms, x, onnx)

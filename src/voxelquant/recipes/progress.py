@@ -3,7 +3,7 @@
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -46,6 +46,11 @@ class StageReporter:
     def say(self, line: str) -> None:
         """A milestone worth a line of its own."""
         print(line, file=self.stream)
+
+    def say_all(self, lines: Iterable[str]) -> None:
+        """Several milestones."""
+        for line in lines:
+            self.say(line)
 
     @contextmanager
     def _bar(self, description: str) -> Iterator[Advance]:

@@ -19,12 +19,13 @@ from voxelquant.quant.spec import Method
 from voxelquant.quant.state import QuantState
 from voxelquant.recipes.data_parallel import NO_SYNC_ON_CPU, synchronise_batchnorms
 from voxelquant.recipes.datasets import Purpose, open_dataset
-from voxelquant.recipes.detect import Engine, is_quant_state, open_detector
+from voxelquant.recipes.detect import Engine, open_detector
 from voxelquant.recipes.distributed import join_world
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.ptq import STATE_FILE as PTQ_FILE
 from voxelquant.recipes.ptq import calibration_batches, quantize_detector
 from voxelquant.recipes.qat_trainee import QatOptions, QatTrainee
+from voxelquant.recipes.quant_states import is_quant_state
 from voxelquant.recipes.train_run import (
     TrainingSession,
     TrainRequest,
@@ -44,7 +45,7 @@ class QatRequest(TrainRequest):
     """What the command line asks for, beside what every training takes.
 
     Attributes:
-        weights: float weights, which are calibrated first, or a QuantState.
+        weights: float weights, which are calibrated first, a QuantState, or NVIDIA's checkpoint.
         lr_max: highest learning rate; default: the reference's.
         recipe: precisions and ranges; for float weights alone, a QuantState brings its own.
         method: how ranges are chosen; default: the recipe's.
@@ -88,6 +89,7 @@ def run_qat(request: QatRequest, reporter: StageReporter) -> Path | None:
         session = open_session(request, world, reporter, **_settings(request))
         start = _start_state(session, request)
         detector = open_detector(session.config, start, Engine.FAKE, world.device)
+        session.reporter.say_all(detector.notes)
         model = detector.network
         policy = _choose_ranges(model, request)
         options = QatOptions(
@@ -218,5 +220,5 @@ def _metrics(
     own = {k: v for k, v in asdict(request).items() if k not in ("work_dir", "data")}
     amax = {}
     if state is not None:
-        amax = {name: state.activation_amax(name) for name in state.plan.quantized_tensors}
+        amax = {name: state.activation_amax(name) for name in state.plan.range_names}
     return {"ranges": policy, "amax": amax, "request": own}
