@@ -3,14 +3,14 @@
     python benchmarks/qat_recovery.py FOLDER [--small] [STEP ...]
 
 Without steps all of them run, in order; a step whose result lies in FOLDER is not done again, so a
-run that was broken off continues. `score` writes FOLDER/qat_recovery.json. `--small` is the same
-in miniature, to see that it works: its numbers mean nothing.
+run that was broken off continues. `score` writes FOLDER/qat_recovery.json from what was evaluated.
+`--small` is the same in miniature, to see that it works: its numbers mean nothing.
 """
 
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from voxelquant.cli import main
 from voxelquant.detection.config import load_config
 from voxelquant.evaluation.bootstrap import paired_difference
-from voxelquant.evaluation.matching import Matches
 from voxelquant.evaluation.nuscenes import SUBMISSION_FILE, match_submission
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.datasets import open_dataset
@@ -33,13 +32,13 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # (name of the evaluation, engine, weights under FOLDER; None: the shipped ones)
 SCORES = (
     ("float", "float", None),
-    ("four_bit_max", "fake", "four_bit_max/ptq.safetensors"),
     ("bad_ptq", "fake", "bad_ptq/ptq.safetensors"),
     ("bad_qat", "fake", "bad_qat/qat.safetensors"),
     ("ptq", "fake", "ptq/ptq.safetensors"),
     ("qat", "fake", "qat/qat.safetensors"),
-    ("qat_int8", "int8", "qat/qat.safetensors"),
     ("float_tuned", "float", "float_tuned/weights.safetensors"),
+    ("four_bit_max", "fake", "four_bit_max/ptq.safetensors"),
+    ("qat_int8", "int8", "qat/qat.safetensors"),
 )
 # (reference, other): the difference is other - reference.
 DIFFERENCES = (
@@ -155,6 +154,8 @@ class Experiment:
         dataset = open_dataset(load_config(CONFIG), self.folder / "validation")
         for name, engine, _ in SCORES:
             folder = self.folder / "eval" / name
+            if not (folder / "metrics.json").exists():
+                continue
             metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
             rows[name] = {"engine": engine, "mAP": metrics["mAP"], "NDS": metrics["NDS"]}
             matches[name] = match_submission(dataset.nusc, dataset.split, folder / SUBMISSION_FILE)
@@ -162,7 +163,11 @@ class Experiment:
         back = rows["bad_qat"]["mAP"] - rows["bad_ptq"]["mAP"]
         result = {
             "scores": rows,
-            "differences": {f"{b} - {a}": _difference(matches, a, b) for a, b in DIFFERENCES},
+            "differences": {
+                f"{b} - {a}": paired_difference(matches[a], matches[b])
+                for a, b in DIFFERENCES
+                if a in matches and b in matches
+            },
             "recovered_share": back / lost,
             "frames": len(dataset),
             "seeds": {
@@ -170,16 +175,12 @@ class Experiment:
                 "validation": VALIDATION_SEED,
                 "training": TRAINING_SEED,
             },
-            "plan": self.plan.__dict__,
+            "plan": asdict(self.plan),
             "commands": json.loads(self.commands_path.read_text()),
             **provenance(config=CONFIG),
         }
         write_json_atomic(self.folder / "qat_recovery.json", result)
         print(json.dumps({key: result[key] for key in ("scores", "recovered_share")}, indent=1))
-
-
-def _difference(matches: dict[str, Matches], reference: str, other: str) -> object:
-    return paired_difference(matches[reference], matches[other])
 
 
 STEPS = ("world", "ptq", "bad_qat", "qat", "float_tuned", "evaluate", "score")
@@ -189,7 +190,10 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []])
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--scenes", type=int, help="of validation, two frames each")
     arguments = parser.parse_args()
-    experiment = Experiment(arguments.folder.resolve(), SMALL if arguments.small else Plan())
+    plan = SMALL if arguments.small else Plan()
+    plan = replace(plan, scenes=arguments.scenes or plan.scenes)
+    experiment = Experiment(arguments.folder.resolve(), plan)
     for step in arguments.steps or STEPS:
         getattr(experiment, step)()
