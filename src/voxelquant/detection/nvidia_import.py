@@ -97,11 +97,7 @@ def import_nvidia_checkpoint(
         ranges = _activation_ranges(stored, plan)
     except (CheckpointError, QuantStateError) as error:
         raise type(error)(f"{path}: {error}") from None
-    for ours, conv in convs.items():
-        tensors |= {f"{ours}.weight": conv.weight, f"{ours}.bias": conv.bias}
-        if conv.amax is not None:
-            tensors[WEIGHT_AMAX + ours] = conv.amax
-    tensors |= {ACTIVATION_AMAX + name: amax for name, amax in ranges.items()}
+    tensors |= _state_tensors(convs, ranges)
     for layer in LAYERS:
         tensors |= {CARRIED + k: v for k, v in carried_values(stored, layer).items()}
     notes = (*_range_notes(plan, ranges), *_storage_notes(stored, convs))
@@ -165,6 +161,17 @@ def _activation_ranges(stored: Mapping[str, Tensor], plan: PrecisionPlan) -> dic
             node = plan.graph.node(layer.ours)
             found[plan.read_with(node, node.inputs[0])[-1]] = amax
     return found
+
+
+def _state_tensors(
+    convs: Mapping[str, StoredConv], ranges: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    tensors = {ACTIVATION_AMAX + name: amax for name, amax in ranges.items()}
+    for ours, conv in convs.items():
+        tensors |= {f"{ours}.weight": conv.weight, f"{ours}.bias": conv.bias}
+        if conv.amax is not None:
+            tensors[WEIGHT_AMAX + ours] = conv.amax
+    return tensors
 
 
 def _range_notes(plan: PrecisionPlan, ranges: Mapping[str, Tensor]) -> list[str]:
