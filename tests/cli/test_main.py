@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import click
@@ -5,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from voxelquant import __version__, cli
-from voxelquant.errors import DatasetError, MissingDependencyError
+from voxelquant.errors import AnotherProcessFailedError, DatasetError, MissingDependencyError
 
 
 @pytest.fixture
@@ -30,6 +31,20 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(
     assert result.exit_code == 2
     assert result.stderr == "voxelquant: no tables in data/; run voxelquant synth\n"
     assert result.stdout == ""
+
+
+def test_a_process_that_ends_because_another_failed_leaves_in_silence_by_itself(
+    failing_verb: list[BaseException],
+) -> None:
+    failing_verb.append(AnotherProcessFailedError("it says why"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        result = CliRunner().invoke(cli.main, ["doctor"])
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # torchrun would end it
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 2
+    assert result.output == ""
 
 
 def test_our_own_defects_keep_their_traceback(failing_verb: list[BaseException]) -> None:

@@ -1,5 +1,6 @@
 """Processes as threads over one store: what they hear of each other, and in which order."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -45,6 +46,7 @@ def test_who_waits_for_a_process_that_failed_ends_after_it_has_spoken(at_exit) -
             with Signals(store, 2).ending_together():
                 raise BadInputError("the frame is damaged")
         except BadInputError as error:
+            time.sleep(0.2)  # whoever does not wait is gone by now
             said.append(str(error))
         [leave] = at_exit
         leave()

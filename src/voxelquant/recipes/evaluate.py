@@ -39,8 +39,8 @@ class Evaluation:
 class EvaluateRequest:
     """What the command line asks for; `against` is the work dir of an earlier evaluation.
 
-    Where `data` is None, the config names the data root. Neither the frames at once
-    (`batch_size`) nor the processes that read ahead (`num_workers`) change what is found.
+    Where `data` is None, the config names the data root. Processes that read ahead
+    (`num_workers`) change nothing; frames at once (`batch_size`) at most the last bit of floats.
     """
 
     config: str
@@ -145,7 +145,7 @@ def evaluate_detector(
         out_dir: where submission and summary go.
         progress: called with (frames done, frames of this process).
         world: the processes that share the frames; None is this one alone.
-        options: frames at once, and processes that read ahead; both change no result.
+        options: frames at once, and processes that read ahead.
     """
     world = world or World(Shard(), detector.device)
     # Before the work: tables may be missing, or of other frames.

@@ -88,7 +88,7 @@ def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Pat
     line = calibration.begin(request.work_dir, weights_digest(request.weights))
     if line:
         reporter.say(f"ptq: {line}")
-    title = f"calibrating on {batches} batches{world.in_words}"
+    title = f"calibrating{world.in_words} on {batches} batches"
     if batches < request.calibrate_batches:
         title += f", not {request.calibrate_batches}: {dataset.split} has {len(dataset)} frames"
     with reporter.stage("ptq", title) as advance:
