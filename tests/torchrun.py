@@ -9,7 +9,7 @@ SOURCES = Path(__file__).parents[1] / "src"
 
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run a verb in processes that talk over gloo; a minute and a half without an end fails.
+    """Run a verb in processes that talk over gloo; five minutes without an end fail.
 
     torchrun itself exits with 1 when a process does not exit with 0. Launching costs seconds, so
     a test asks much of each launch.
@@ -20,7 +20,7 @@ def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProc
         env=one_thread(),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
 

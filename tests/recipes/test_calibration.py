@@ -53,14 +53,15 @@ def detector() -> Detector:
     return open_detector(load_config("centerpoint_tiny"), tiny_weights(), Engine.FLOAT)
 
 
-def observe(detector: Detector, world: World) -> Histograms:
+def observe(detector: Detector, world: World, recipe: str = "int8") -> Histograms:
     job = CalibrationJob(FRAMES, batches=5)  # type: ignore[arg-type]
-    return Calibration(detector, load_recipe("int8"), job, world).run()
+    return Calibration(detector, load_recipe(recipe), job, world).run()
 
 
-def test_every_batch_is_seen_by_one_process(detector: Detector) -> None:
-    whole = observe(detector, World(Shard(), "cpu"))
-    parts = [observe(detector, Alone(Shard(rank, 3), "cpu")) for rank in range(3)]
+@pytest.mark.parametrize("recipe", ["int8", "nvidia"])
+def test_every_batch_is_seen_by_one_process(detector: Detector, recipe: str) -> None:
+    whole = observe(detector, World(Shard(), "cpu"), recipe)
+    parts = [observe(detector, Alone(Shard(rank, 3), "cpu"), recipe) for rank in range(3)]
     merged = merge_histograms(parts)
     assert merged.keys() == whole.keys()
     for name, histogram in whole.items():
