@@ -6,7 +6,8 @@ cost less there than a thousand kernel launches, and every machine keeps the sam
 
 `rotated_nms` walks the chain in blocks. Within a block of the best boxes left, the overlap matrix
 is small; the boxes that the block keeps then clear the rest in one go, so that most overlaps are
-never computed. The overlap is exact: the original's also counts corners up to 1 cm outside.
+never computed. The overlap is the original's, which counts corners up to 1 cm outside as inside
+(`voxelquant.geometry.vertex_overlap`), so that the same boxes are kept.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from voxelquant.detection.head_spec import NmsSpec
-from voxelquant.geometry import bev_rectangles, near_pairs, rotated_iou_bev_pairs
+from voxelquant.geometry import bev_rectangles, vertex_iou_above
 
 _BLOCK = 64  # smaller: more calls; larger: overlaps computed in vain
 
@@ -40,10 +41,10 @@ def rotated_nms(boxes_det3d: Tensor, scores: Tensor, spec: NmsSpec) -> Tensor:
     kept = [left[:0]]
     while len(left) > 0 and sum(map(len, kept)) < spec.post_max_size:
         block, left = left[:_BLOCK], left[_BLOCK:]
-        clashes = _overlap_above(rectangles[block], rectangles[block], spec.iou_threshold)
+        clashes = vertex_iou_above(rectangles[block], rectangles[block], spec.iou_threshold)
         kept.append(block[_keep_greedily(clashes)])
         if len(left) > 0:
-            cleared = _overlap_above(rectangles[kept[-1]], rectangles[left], spec.iou_threshold)
+            cleared = vertex_iou_above(rectangles[kept[-1]], rectangles[left], spec.iou_threshold)
             left = left[~cleared.any(dim=0)]
     return order[torch.cat(kept)[: spec.post_max_size].to(order.device)]
 
@@ -75,14 +76,6 @@ def circle_nms(
             break
         alive &= np.square(xy - xy[row]).sum(axis=1) > min_radius_m2
     return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
-
-
-def _overlap_above(a: Tensor, b: Tensor, threshold: float) -> Tensor:
-    """Which rectangles of `a` and `b` overlap by more than the threshold, [n, m] bool."""
-    rows, cols = near_pairs(a, b)
-    above = torch.zeros((len(a), len(b)), dtype=torch.bool)
-    above[rows, cols] = rotated_iou_bev_pairs(a[rows], b[cols]) > threshold
-    return above
 
 
 def _keep_greedily(clashes: Tensor) -> Tensor:

@@ -20,9 +20,15 @@ from voxelquant.geometry.rigid import (
     transform_points,
     yaw_to_quaternion,
 )
+from voxelquant.geometry.vertex_overlap import (
+    CORNER_MARGIN_M,
+    vertex_iou_above,
+    vertex_iou_bev_pairs,
+)
 from voxelquant.geometry.yaw import theta_to_yaw_det3d, wrap_to_pi, yaw_det3d_to_theta
 
 __all__ = [
+    "CORNER_MARGIN_M",
     "bev_rectangles",
     "box_corners_3d",
     "box_corners_bev",
@@ -37,6 +43,8 @@ __all__ = [
     "rotation_matrix",
     "theta_to_yaw_det3d",
     "transform_points",
+    "vertex_iou_above",
+    "vertex_iou_bev_pairs",
     "wrap_to_pi",
     "yaw_det3d_to_theta",
     "yaw_to_quaternion",

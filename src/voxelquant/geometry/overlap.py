@@ -58,9 +58,7 @@ def rotated_iou_bev_pairs(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         GeometryError: Not rectangles, other lengths, or two dtypes or devices.
     """
-    _require_comparable(a, b)
-    if len(a) != len(b):
-        raise GeometryError(f"pairs of rectangles: got {len(a)} and {len(b)}, need equally many")
+    require_pairs(a, b)
     if len(a) > _MAX_PAIRS:
         chunks = zip(a.split(_MAX_PAIRS), b.split(_MAX_PAIRS), strict=True)
         return torch.cat([rotated_iou_bev_pairs(*chunk) for chunk in chunks])
@@ -69,12 +67,13 @@ def rotated_iou_bev_pairs(a: Tensor, b: Tensor) -> Tensor:
     return overlap / (area_a + area_b - overlap).clamp_min(_MIN_UNION_M2)
 
 
-def near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def near_pairs(a: Tensor, b: Tensor, *, slack_m: float = 0.0) -> tuple[Tensor, Tensor]:
     """Pairs of rectangles whose circumscribed circles meet: all others cannot overlap.
 
     Args:
         a: [n, 5] `x, y, l, w, θ`, float32 or float64.
         b: [m, 5], same dtype and device.
+        slack_m: circles that are this far apart still count.
 
     Returns:
         Rows of `a` and of `b`, [pairs] int64 each, sorted by (row of a, row of b).
@@ -85,7 +84,7 @@ def near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     _require_comparable(a, b)
     radius_a, radius_b = (box[:, 2:4].square().sum(dim=1).sqrt() / 2 for box in (a, b))
     dx, dy = (a[:, None, axis] - b[:, axis] for axis in range(2))  # [n, m]
-    reach = radius_a[:, None] + radius_b
+    reach = radius_a[:, None] + radius_b + slack_m
     near = (dx.square() + dy.square()) <= reach.square()
     rows, cols = near.nonzero(as_tuple=True)
     return rows, cols
@@ -166,6 +165,17 @@ def _clamped_edge_integral(start: Tensor, end: Tensor, half: Tensor) -> Tensor:
 def _fraction(part: Tensor, whole: Tensor) -> Tensor:
     """`part / whole` in [0, 1]; any value will do where the whole is nothing."""
     return (part / torch.where(whole == 0, 1, whole)).clamp(0, 1)
+
+
+def require_pairs(a: Tensor, b: Tensor) -> None:
+    """Refuse anything but two equally long lists of comparable BEV rectangles.
+
+    Raises:
+        GeometryError: Not rectangles, other lengths, or two dtypes or devices.
+    """
+    _require_comparable(a, b)
+    if len(a) != len(b):
+        raise GeometryError(f"pairs of rectangles: got {len(a)} and {len(b)}, need equally many")
 
 
 def _require_comparable(a: Tensor, b: Tensor) -> None:
