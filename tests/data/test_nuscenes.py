@@ -327,3 +327,70 @@ def test_loading_twice_gives_the_same_frame(dataset: NuScenesDataset) -> None:
             other = getattr(second, name)
             same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
             assert same, name
+
+
+# Every category of nuScenes v1.0 and the detection class that it counts as.
+CATEGORIES = {
+    "animal": "ignore",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.personal_mobility": "ignore",
+    "human.pedestrian.police_officer": "pedestrian",
+    "human.pedestrian.stroller": "ignore",
+    "human.pedestrian.wheelchair": "ignore",
+    "movable_object.barrier": "barrier",
+    "movable_object.debris": "ignore",
+    "movable_object.pushable_pullable": "ignore",
+    "movable_object.trafficcone": "traffic_cone",
+    "static_object.bicycle_rack": "ignore",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.emergency.ambulance": "ignore",
+    "vehicle.emergency.police": "ignore",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
+
+
+def test_every_category_becomes_its_detection_class(broken: TinyNuScenes) -> None:
+    """One more annotation of each of the 23 categories, all on the first key frame."""
+    assert len(CATEGORIES) == 23
+    broken.edit(
+        "category", lambda rows: rows.extend(_named_like(rows[0], name) for name in CATEGORIES)
+    )
+
+    def add_instances(rows: list[dict]) -> None:
+        rows.extend(
+            {**rows[0], "token": f"thing-{name}", "category_token": f"category-{name}"}
+            for name in CATEGORIES
+        )
+
+    def add_annotations(rows: list[dict]) -> None:
+        like = next(row for row in rows if row["sample_token"] == "scene-b-s0")
+        rows.extend(
+            {
+                **like,
+                "token": f"box-{name}",
+                "instance_token": f"thing-{name}",
+                "prev": "",
+                "next": "",
+            }
+            for name in CATEGORIES
+        )
+
+    broken.edit("instance", add_instances)
+    broken.edit("sample_annotation", add_annotations)
+    dataset = NuScenesDataset(broken.root, VERSION, "check", CLASS_NAMES)
+    assert dataset.names(0)[-len(CATEGORIES) :] == tuple(CATEGORIES.values())
+    annotations = dataset.record(0).annotations
+    assert annotations is not None
+    assert annotations.names[-len(CATEGORIES) :] == tuple(CATEGORIES.values())
+
+
+def _named_like(row: dict, name: str) -> dict:
+    return {**row, "token": f"category-{name}", "name": name}
