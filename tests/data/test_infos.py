@@ -57,6 +57,17 @@ def test_same_frames_from_infos_and_tables(
         assert dataset.classes_in(index) == tables.classes_in(index)
 
 
+def test_every_other_key_frame(tiny: TinyNuScenes, infos: list[Info], tmp_path: Path) -> None:
+    path = tmp_path / "infos.pkl"
+    path.write_bytes(pickle.dumps(infos, protocol=4))
+    dataset = InfoDataset(path, tiny.root, CLASS_NAMES, interval=2)
+    tables = NuScenesDataset(tiny.root, VERSION, "both", CLASS_NAMES, interval=2)
+    every_token = tuple(info["token"] for info in infos)
+    assert len(every_token) == 6
+    assert dataset.sample_tokens == tables.sample_tokens == every_token[::2]
+    assert dataset[1].token == tables[1].token == every_token[2]
+
+
 def test_test_infos_have_no_boxes(tiny: TinyNuScenes, infos: list[Info], tmp_path: Path) -> None:
     bare = [{k: v for k, v in info.items() if not k.startswith("gt_")} for info in infos]
     frame = open_infos(bare, tiny, tmp_path)[0]

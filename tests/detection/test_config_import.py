@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from voxelquant.detection.config import load_config
+from voxelquant.detection.config import Reader, config_to_yaml, load_config
 from voxelquant.detection.config_import import import_det3d_config
 from voxelquant.detection.config_interpreter import interpret_config
 from voxelquant.errors import ConfigError
@@ -52,7 +52,11 @@ def test_sampler_may_be_absent_and_rotation_a_number(tmp_path) -> None:
         (("FLIP = False", "FLIP = True"), "double flip .*not supported"),
         (('"VoxelNet"', '"PointPillars"'), "model.type: PointPillars is not supported"),
         (('"VoxelNet"', '"TwoStageDetector"'), "TwoStageDetector is not supported"),
-        (('"VoxelFeatureExtractorV3"', '"DynamicVoxelEncoder"'), "DynamicVoxelEncoder is not"),
+        (('"VoxelFeatureExtractorV3"', '"PillarFeatureNet"'), "type: PillarFeatureNet is not"),
+        (
+            ('"VoxelFeatureExtractorV3"', '"DynamicVoxelEncoder"'),
+            "voxel_generator: a DynamicVoxelEncoder has no limits",
+        ),
         (('"SpMiddleResNetFHD"', '"PointPillarsScatter"'), "backbone.type: PointPillarsScatter"),
         (('"adam"', '"sgd"'), "optimizer.type: sgd is not supported"),
         (
@@ -76,6 +80,90 @@ def test_unsupported_parts_are_refused_by_name(tmp_path, replacement, message) -
         _load(tmp_path, replacement)
     assert "\n" not in str(caught.value)
     assert "my_detector.py" in str(caught.value)
+
+
+GENERATOR = ORIGINAL_STYLE[ORIGINAL_STYLE.index("voxel_generator = dict(") :].partition("\n)\n")[0]
+# What makes a dynamic config of the original-style one.
+DYNAMIC = (
+    (GENERATOR + "\n)\n", ""),
+    (
+        'dict(type="VoxelFeatureExtractorV3", num_input_features=5)',
+        'dict(type="DynamicVoxelEncoder", pc_range=[-54, -54, -5.0, 54, 54, 3.0],\n'
+        "        voxel_size=[0.075, 0.075, 0.2])",
+    ),
+    (
+        "    max_objs=500,\n    min_radius=2,\n)",
+        "    max_objs=500,\n    min_radius=2,\n    pc_range=[-54, -54, -5.0, 54, 54, 3.0],\n"
+        "    voxel_size=[0.075, 0.075, 0.2],\n)",
+    ),
+)
+VIRTUAL = (
+    ("voxel_size=[0.075, 0.075, 0.2])", "voxel_size=[0.075, 0.075, 0.2], virtual=True)"),
+    ('"SpMiddleResNetFHD", num_input_features=5', '"SpMiddleResNetFHD", num_input_features=21'),
+    ("info_path=train_anno, nsweeps", "info_path=train_anno, virtual=True, nsweeps"),
+    ("info_path=val_anno, nsweeps", "info_path=val_anno, virtual=True, nsweeps"),
+)
+
+
+def test_dynamic_config_differs_in_its_reader_alone(tmp_path) -> None:
+    imported = _load(tmp_path, *DYNAMIC).model_dump(mode="json")
+    bundled = load_config("centerpoint_voxel0075").model_dump(mode="json")
+    assert {key for key in imported if imported[key] != bundled[key]} == {
+        "name",
+        "reader",
+        "max_points_per_voxel",
+        "max_voxels",
+    }
+    assert (imported["reader"], imported["max_voxels"]) == ("dynamic", None)
+
+
+def test_debug_config_trains_on_every_thousandth_frame(tmp_path) -> None:
+    interval = ("info_path=train_anno,", "info_path=train_anno, load_interval=1000,")
+    config = _load(tmp_path, *DYNAMIC, interval)
+    assert config.data.train_interval == 1000
+    assert _load(tmp_path, *DYNAMIC).data.train_interval == 1
+
+
+def test_virtual_config_has_21_features_of_16_columns(tmp_path) -> None:
+    config = _load(tmp_path, *DYNAMIC, *VIRTUAL)
+    assert config.reader is Reader.DYNAMIC_VIRTUAL
+    assert (config.backbone.in_channels, config.n_point_columns) == (21, 16)
+
+
+def test_a_resolved_dynamic_config_is_read_back(tmp_path) -> None:
+    config = _load(tmp_path, *DYNAMIC, *VIRTUAL)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(config_to_yaml(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("replacements", "message"),
+    [
+        (
+            (*DYNAMIC[:2], (DYNAMIC[2][0], DYNAMIC[2][1].replace("54, 54, 3.0", "50, 54, 3.0"))),
+            "assigner.pc_range: got",
+        ),
+        (
+            (
+                *DYNAMIC[:2],
+                (DYNAMIC[2][0], DYNAMIC[2][1].replace("0.075, 0.075, 0.2", "0.1, 0.1, 0.2")),
+            ),
+            "assigner.voxel_size: got",
+        ),
+        ((*DYNAMIC, VIRTUAL[0]), "got 5 backbone.in_channels, need 21"),
+        ((*DYNAMIC, *VIRTUAL[:2]), "data.train.virtual: got False"),
+        ((*DYNAMIC, VIRTUAL[2]), "data.train.virtual: got True"),
+        (
+            (*DYNAMIC, ("pc_range=[-54, -54, -5.0", "range=[-54, -54, -5.0")),
+            "reader.pc_range: missing",
+        ),
+    ],
+)
+def test_contradictions_of_dynamic_configs_are_named(tmp_path, replacements, message) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        _load(tmp_path, *replacements)
+    assert "\n" not in str(caught.value)
 
 
 def test_flip_step_in_the_pipeline_is_refused(tmp_path) -> None:

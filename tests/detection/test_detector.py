@@ -5,6 +5,7 @@ from torch import nn
 from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import DatasetError
+from voxelquant.sparse import VoxelGridSpec
 
 TASK_SIZES = (1, 2, 2, 1, 2, 2)
 BATCHNORM = {
@@ -187,10 +188,13 @@ def test_waymo_widths(name: str, heads: set[str], n_features: int) -> None:
 
 def test_voxel_grid_limits_of_training_and_inference() -> None:
     model = CenterPoint.from_config("centerpoint_tiny")
-    limits = model.config.max_voxels
-    assert (model.voxel_grid(True).max_voxels, model.voxel_grid().max_voxels) == limits
+    train, test = model.voxel_grid(True), model.voxel_grid()
+    assert isinstance(train, VoxelGridSpec)
+    assert isinstance(test, VoxelGridSpec)
+    assert (train.max_voxels, test.max_voxels) == model.config.max_voxels
     reference = load_config("centerpoint_voxel0075")
     grid = CenterPoint.voxel_grid(_Holder(reference))  # type: ignore[arg-type]
+    assert isinstance(grid, VoxelGridSpec)
     assert grid.sparse_shape == (41, 1440, 1440)
     assert grid.max_voxels == 160_000
 

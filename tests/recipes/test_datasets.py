@@ -3,9 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from voxelquant.detection.config import load_config
+from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.errors import DatasetError
-from voxelquant.recipes.datasets import Purpose, choose_split, find_det3d_file, find_version
+from voxelquant.recipes.datasets import (
+    Purpose,
+    choose_split,
+    find_det3d_file,
+    find_version,
+    open_dataset,
+)
+from voxelquant.recipes.frame_files import FrameChoice, choose_cloud
 
 
 def tables(root: Path, version: str, *splits: str) -> Path:
@@ -86,3 +93,16 @@ def test_info_files_elsewhere(tmp_path, monkeypatch) -> None:
     (root / "mine/a.pkl").touch()
     assert find_det3d_file(config, root, "mine/a.pkl") == root / "mine/a.pkl"
     assert find_det3d_file(config, root, str(tmp_path / "mine/a.pkl")) == tmp_path / "mine/a.pkl"
+
+
+def test_a_reader_of_virtual_points_finds_no_dataset(tmp_path) -> None:
+    values = load_config("centerpoint_tiny").model_dump()
+    values.update(reader="dynamic_virtual", max_voxels=None, max_points_per_voxel=None)
+    values["backbone"]["in_channels"] = 21
+    config = DetectorConfig.model_validate(values)
+    with pytest.raises(DatasetError, match=r"centerpoint_tiny reads painted and virtual .*--frame"):
+        open_dataset(config, tmp_path)
+    with pytest.raises(DatasetError, match="which no dataset here holds"):
+        choose_cloud(config, FrameChoice())
+    with pytest.raises(DatasetError, match="no such folder"):  # another reader gets past this
+        open_dataset(load_config("centerpoint_tiny"), tmp_path / "absent")

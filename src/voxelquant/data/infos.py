@@ -34,6 +34,7 @@ class InfoDataset(FrameDataset):
         nsweeps: Revolutions merged into a frame, the key frame included.
         version: Version folder under `root` whose tables the frames are scored against, if any.
         split: Split of these tables that has the same key frames.
+        interval: Every how many-th key frame is taken, the first one included.
 
     Raises:
         DatasetError: The file is missing, damaged, unsafe or of another layout.
@@ -48,6 +49,7 @@ class InfoDataset(FrameDataset):
         *,
         version: str | None = None,
         split: str | None = None,
+        interval: int = 1,
     ) -> None:
         super().__init__(class_names)
         if nsweeps < 1:
@@ -63,8 +65,8 @@ class InfoDataset(FrameDataset):
                 f"{info_path}: got {type(infos).__name__}, need a list of dicts, one a key frame; "
                 "det3d's create_data writes such files"
             )
-        self._infos: list[Info] = infos
-        self._tokens = tuple(str(self._field(info, "token")) for info in infos)
+        self._infos: list[Info] = infos[::interval]
+        self._tokens = tuple(str(self._field(info, "token")) for info in self._infos)
 
     def __str__(self) -> str:
         return str(self.info_path)

@@ -36,6 +36,7 @@ class NuScenesDataset(FrameDataset):
         class_names: Detection classes in the order of their labels; other boxes are dropped.
         nsweeps: Revolutions merged into a frame, the key frame included.
         drop_empty_boxes: Drop annotations without any LiDAR or radar point.
+        interval: Every how many-th key frame is taken, the first one included.
 
     Raises:
         DatasetError: Missing or damaged files, an unknown split or class.
@@ -51,6 +52,7 @@ class NuScenesDataset(FrameDataset):
         nsweeps: int = 10,
         *,
         drop_empty_boxes: bool = True,
+        interval: int = 1,
     ) -> None:
         super().__init__(class_names)
         if nsweeps < 1:
@@ -61,7 +63,7 @@ class NuScenesDataset(FrameDataset):
         self.nsweeps = nsweeps
         self.drop_empty_boxes = drop_empty_boxes
         self._nusc = open_tables(root, version)  # also what evaluation reads: opened only once
-        self._tokens = split_sample_tokens(self.nusc, split)
+        self._tokens = split_sample_tokens(self.nusc, split)[::interval]
         self._detection_name = _detection_names(self.nusc, self.class_names)
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from voxelquant.detection.config_schema import BackboneConfig
 from voxelquant.detection.config_validation import validate_config
 from voxelquant.detection.nvidia_layout import is_nvidia_checkpoint
 from voxelquant.errors import CheckpointError, ConfigError
-from voxelquant.sparse import Triple, VoxelGridSpec
+from voxelquant.sparse import Triple, VoxelGrid
 
 _DEFAULT_CONFIG = "centerpoint_voxel0075"
 _TAPS = 27  # of conv_input
@@ -69,12 +69,7 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
     if grid_of is None:
         grid_of = load_config(_DEFAULT_CONFIG)
         notes = (*notes, f"no config in the file: the grid is that of {_DEFAULT_CONFIG}")
-    grid = VoxelGridSpec(
-        point_range=grid_of.point_range,
-        voxel_size=grid_of.voxel_size,
-        max_points_per_voxel=grid_of.max_points_per_voxel,
-        max_voxels=grid_of.max_voxels[1],
-    )
+    grid = VoxelGrid(grid_of.point_range, grid_of.voxel_size)
     quantized = is_nvidia_checkpoint(weights)
     return CheckpointDescription(backbone, grid.sparse_shape, config, quantized, notes)
 

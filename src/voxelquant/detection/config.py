@@ -8,11 +8,11 @@ import yaml
 from voxelquant.detection.config_files import parse_yaml, read_config_text
 from voxelquant.detection.config_import import import_det3d_config
 from voxelquant.detection.config_interpreter import interpret_config
-from voxelquant.detection.config_schema import DetectorConfig
+from voxelquant.detection.config_schema import DetectorConfig, Reader
 from voxelquant.detection.config_validation import nearest_key, validate_config
 from voxelquant.errors import ConfigError
 
-__all__ = ["DetectorConfig", "bundled_config_names", "config_to_yaml", "load_config"]
+__all__ = ["DetectorConfig", "Reader", "bundled_config_names", "config_to_yaml", "load_config"]
 
 _BUNDLED = resources.files("voxelquant.detection") / "configs"
 

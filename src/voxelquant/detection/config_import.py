@@ -7,7 +7,7 @@ the original states in several places must agree with each other.
 from pathlib import Path
 from typing import Any
 
-from voxelquant.detection.config_schema import DetectorConfig
+from voxelquant.detection.config_schema import DetectorConfig, Reader
 from voxelquant.detection.config_validation import validate_config
 from voxelquant.detection.det3d_section import Det3dSection
 from voxelquant.detection.det3d_training import import_data, import_training
@@ -31,13 +31,15 @@ def import_det3d_config(names: dict[str, Any], source: str) -> DetectorConfig:
     # Names at module level are the author's own variables: only the known ones are read.
     top = Det3dSection(names, "", source)
     claims: dict[str, Any] = {}
-    network = _import_network(top.section("model"), claims)
+    model = top.section("model")
+    grid = _import_grid(top, model.section("reader"), claims)
+    network = _import_network(model, claims)
     dataset = top.require("dataset_type", tuple(_DATASETS))
     values = {
         "name": Path(source).stem,
         "dataset": _DATASETS[dataset],
         **network,
-        **_import_grid(top.section("voxel_generator")),
+        **grid,
         "assigner": _import_assigner(top.section("assigner"), claims),
         "test_cfg": _import_test_cfg(top.section("test_cfg"), claims),
         "train": import_training(top, claims),
@@ -52,10 +54,6 @@ def import_det3d_config(names: dict[str, Any], source: str) -> DetectorConfig:
 def _import_network(model: Det3dSection, claims: dict[str, Any]) -> dict[str, Any]:
     model.require("type", ("VoxelNet",))
     model.ignore("pretrained", "train_cfg", "test_cfg")
-    reader = model.section("reader")
-    reader.require("type", ("VoxelFeatureExtractorV3",))
-    claims["model.reader.num_input_features"] = reader.take("num_input_features")
-    reader.ignore("norm_cfg")  # the reader has no parameters
     backbone = model.section("backbone")
     backbone.require("type", ("SpMiddleResNetFHD",))
     backbone.require("ds_factor", (_BACKBONE_STRIDE,))
@@ -63,7 +61,7 @@ def _import_network(model: Det3dSection, claims: dict[str, Any]) -> dict[str, An
     in_channels = backbone.take("num_input_features")
     neck, neck_values = _import_neck(model.section("neck"), claims)
     head, head_values = _import_head(model.section("bbox_head"), claims)
-    for section in (reader, backbone, neck, head, model):
+    for section in (backbone, neck, head, model):
         section.close()
     return {"backbone": {"in_channels": in_channels}, "neck": neck_values, **head_values}
 
@@ -112,7 +110,27 @@ def _task_names(tasks: list[Det3dSection]) -> list[list[str]]:
     return names
 
 
-def _import_grid(grid: Det3dSection) -> dict[str, Any]:
+def _import_grid(top: Det3dSection, reader: Det3dSection, claims: dict[str, Any]) -> dict[str, Any]:
+    """The reader and where voxels lie: a dynamic reader says both, else the voxel generator."""
+    kind = reader.require("type", ("VoxelFeatureExtractorV3", "DynamicVoxelEncoder"))
+    if kind == "DynamicVoxelEncoder":
+        if top.take("voxel_generator", None) is not None:
+            raise top.error("voxel_generator", f"a {kind} has no limits and needs none; remove it")
+        virtual = reader.require("virtual", (True, False), False)
+        values = {
+            "reader": (Reader.DYNAMIC_VIRTUAL if virtual else Reader.DYNAMIC).value,
+            "point_range": reader.take("pc_range"),
+            "voxel_size": reader.take("voxel_size"),
+        }
+    else:
+        claims["model.reader.num_input_features"] = reader.take("num_input_features")
+        reader.ignore("norm_cfg")  # the reader has no parameters
+        values = _import_voxel_generator(top.section("voxel_generator"))
+    reader.close()
+    return values
+
+
+def _import_voxel_generator(grid: Det3dSection) -> dict[str, Any]:
     grid.refuse_flag("double_flip", "double flip (test-time augmentation)")
     limit = grid.take("max_voxel_num")  # one for both, or training and inference
     values = {
@@ -180,6 +198,8 @@ def _check_claims(config: DetectorConfig, claims: dict[str, Any], source: str) -
         "test_cfg.out_size_factor": config.out_size_factor,
         "test_cfg.pc_range": config.point_range[:2],
         "test_cfg.voxel_size": config.voxel_size[:2],
+        "data.train.virtual": config.reader is Reader.DYNAMIC_VIRTUAL,
+        "data.val.virtual": config.reader is Reader.DYNAMIC_VIRTUAL,
         "train_preprocessor.class_names": config.class_names,
         "nsweeps": config.data.nsweeps,
     }

@@ -5,6 +5,7 @@ radians, boxes the project's det3d vector `x, y, z, w, l, h, vx, vy, yaw_det3d`.
 """
 
 import math
+from enum import Enum
 from typing import Annotated, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from voxelquant.detection.head_spec import (
     NmsSpec,
     TaskSpec,
 )
+from voxelquant.detection.virtual_points import N_FEATURES, N_POINT_COLUMNS
 
 _BRANCH_CHANNELS = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 _BACKBONE_STRIDE = 8  # three convolutions of stride 2
@@ -155,6 +157,19 @@ class DecodeConfig(Section):
     min_radius: tuple[NonNegative, ...] = ()
 
 
+class Reader(str, Enum):
+    """How points become the backbone's input.
+
+    MEAN: the mean of a voxel's first points, limited in points and voxels. DYNAMIC: the mean of all
+    its points, without limits. DYNAMIC_VIRTUAL: that of a cloud of LiDAR, painted and virtual
+    points (`voxelquant.detection.virtual_points`).
+    """
+
+    MEAN = "mean"
+    DYNAMIC = "dynamic"
+    DYNAMIC_VIRTUAL = "dynamic_virtual"
+
+
 class DetectorConfig(Section):
     """A CenterPoint VoxelNet detector: geometry, network, targets, decoding, training, data."""
 
@@ -163,8 +178,10 @@ class DetectorConfig(Section):
     tasks: Annotated[tuple[tuple[Name, ...], ...], Field(min_length=1)]
     point_range: Box3d
     voxel_size: tuple[Positive, Positive, Positive]
-    max_points_per_voxel: Annotated[int, Field(ge=1, le=1000)]
-    max_voxels: tuple[Count, Count]  # training, inference
+    reader: Reader = Reader.MEAN
+    # The mean reader needs these two, the dynamic ones have no limits.
+    max_points_per_voxel: Annotated[int, Field(ge=1, le=1000)] | None = None
+    max_voxels: tuple[Count, Count] | None = None  # training, inference
     backbone: BackboneConfig = BackboneConfig()
     neck: NeckConfig = NeckConfig()
     head: HeadConfig
@@ -173,6 +190,20 @@ class DetectorConfig(Section):
     test_cfg: DecodeConfig
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
+
+    @model_validator(mode="after")
+    def _check_reader(self) -> "DetectorConfig":
+        limits = {"max_points_per_voxel": self.max_points_per_voxel, "max_voxels": self.max_voxels}
+        for name, limit in limits.items():
+            if (limit is None) is (self.reader is Reader.MEAN):
+                needs = f"needs {name}" if limit is None else f"has no limits; remove {name}"
+                raise ValueError(f"the reader {self.reader.value} {needs}")
+        if self.reader is Reader.DYNAMIC_VIRTUAL and self.backbone.in_channels != N_FEATURES:
+            raise ValueError(
+                f"got {self.backbone.in_channels} backbone.in_channels, need {N_FEATURES}: what "
+                "the reader dynamic_virtual makes of a voxel"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_geometry(self) -> "DetectorConfig":
@@ -221,6 +252,12 @@ class DetectorConfig(Section):
     def bev_channels(self) -> int:
         """Channels of the BEV map that the backbone hands to the neck."""
         return self.backbone.channels[-1] * self.bev_depth
+
+    @property
+    def n_point_columns(self) -> int:
+        """Columns of a point that the reader takes."""
+        virtual = self.reader is Reader.DYNAMIC_VIRTUAL
+        return N_POINT_COLUMNS if virtual else self.backbone.in_channels
 
     @property
     def out_size_factor(self) -> int:

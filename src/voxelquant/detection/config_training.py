@@ -66,6 +66,7 @@ class DataConfig(Section):
     """Where frames come from; every path may be left to the command line."""
 
     nsweeps: Annotated[int, Field(ge=1, le=100)] = 10
+    train_interval: Count = 1  # every how many-th key frame is trained on
     root: str | None = None
     version: str | None = None
     train_infos: str | None = None

@@ -93,8 +93,10 @@ def import_data(top: Det3dSection, claims: dict[str, Any]) -> dict[str, Any]:
     splits = {name: data.section(name) for name in ("train", "val", "test")}
     data.close()
     train = splits["train"]
-    train.require("load_interval", (1,), 1)
+    for name in ("train", "val"):
+        claims[f"data.{name}.virtual"] = splits[name].take("virtual", False)
     return {
+        "train_interval": train.take("load_interval", 1),
         "nsweeps": train.take("nsweeps"),
         "root": train.take("root_path"),
         "version": train.take("version", None),

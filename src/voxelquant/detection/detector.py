@@ -5,11 +5,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from voxelquant.detection.backbone import SpMiddleResNetFHD
-from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.detection.config import DetectorConfig, Reader, load_config
 from voxelquant.detection.head import CenterHead
 from voxelquant.detection.neck import RPN
 from voxelquant.detection.reader import read_clouds
-from voxelquant.sparse import SparseTensor, VoxelGridSpec
+from voxelquant.sparse import SparseTensor, VoxelGrid, VoxelGridSpec
 
 
 class CenterPoint(nn.Module):
@@ -32,20 +32,29 @@ class CenterPoint(nn.Module):
         """Detector of a bundled config name or a config file, with fresh weights."""
         return cls(load_config(name_or_path))
 
-    def voxel_grid(self, train: bool = False) -> VoxelGridSpec:
-        """Where voxels lie and how many are kept, in training or at inference."""
-        limit_train, limit_test = self.config.max_voxels
-        return VoxelGridSpec(
-            point_range=self.config.point_range,
-            voxel_size=self.config.voxel_size,
-            max_points_per_voxel=self.config.max_points_per_voxel,
-            max_voxels=limit_train if train else limit_test,
-        )
+    def voxel_grid(self, train: bool = False) -> VoxelGrid:
+        """Where voxels lie and, as a `VoxelGridSpec`, how many are kept: in training or inference.
+
+        A dynamic reader has no limits and gets a plain `VoxelGrid`.
+        """
+        point_range, voxel_size = self.config.point_range, self.config.voxel_size
+        max_points, limits = self.config.max_points_per_voxel, self.config.max_voxels
+        if max_points is None or limits is None:
+            return VoxelGrid(point_range, voxel_size)
+        limit = limits[0] if train else limits[1]
+        return VoxelGridSpec(point_range, voxel_size, max_points, limit)
 
     def read_clouds(self, clouds: list[Tensor], *, train: bool = False) -> SparseTensor:
-        """Network input of a batch of clouds `[p, 5]`: x_m, y_m, z_m, intensity, dt_s."""
-        n_features = self.config.backbone.in_channels
-        return read_clouds(clouds, self.voxel_grid(train), n_features=n_features)
+        """Network input of a batch of clouds `[p, 5]`: x_m, y_m, z_m, intensity, dt_s.
+
+        The columns are `config.n_point_columns`; 16 for a reader of painted and virtual points.
+        """
+        return read_clouds(
+            clouds,
+            self.voxel_grid(train),
+            n_columns=self.config.n_point_columns,
+            virtual=self.config.reader is Reader.DYNAMIC_VIRTUAL,
+        )
 
     def forward(self, x: SparseTensor) -> list[dict[str, Tensor]]:
         """Voxel means → per task the raw maps reg, height, dim, rot, vel and hm.

@@ -1,33 +1,46 @@
-"""Clouds to the detector's input: voxel means (VoxelFeatureExtractorV3), checked on the way."""
+"""Clouds to the detector's input: voxel means, checked on the way.
+
+A grid with limits is read as VoxelFeatureExtractorV3 does, one without as DynamicVoxelEncoder.
+"""
 
 import torch
 from torch import Tensor
 
+from voxelquant.detection.virtual_points import lift_points, merge_kinds
 from voxelquant.errors import DatasetError
-from voxelquant.sparse import SparseTensor, VoxelGridSpec, voxelize_batch
+from voxelquant.sparse import (
+    SparseTensor,
+    VoxelGrid,
+    VoxelGridSpec,
+    voxelize_batch,
+    voxelize_batch_dynamic,
+)
 
 
-def read_clouds(clouds: list[Tensor], grid: VoxelGridSpec, *, n_features: int = 5) -> SparseTensor:
+def read_clouds(
+    clouds: list[Tensor], grid: VoxelGrid, *, n_columns: int = 5, virtual: bool = False
+) -> SparseTensor:
     """Mean features of the voxels of a batch of clouds.
 
     Args:
-        clouds: one `[p, n_features]` float32 tensor a sample: x_m, y_m, z_m, intensity, dt_s.
-        grid: range, voxel size and limits (`CenterPoint.voxel_grid`).
-        n_features: columns that the detector was trained with.
+        clouds: one `[p, n_columns]` float32 tensor a sample: x_m, y_m, z_m, intensity, dt_s.
+        grid: range, voxel size and limits, if any (`CenterPoint.voxel_grid`).
+        n_columns: columns that the detector was trained with.
+        virtual: clouds hold painted and virtual points too (`detection.virtual_points`).
 
     Raises:
         DatasetError: a cloud with other columns, with values that are not finite, or without a
             point inside the range.
     """
     for index, cloud in enumerate(clouds):
-        if cloud.ndim != 2 or cloud.shape[1] != n_features:
+        if cloud.ndim != 2 or cloud.shape[1] != n_columns:
             raise DatasetError(
                 f"frame {index}: got points of shape {tuple(cloud.shape)}, need "
-                f"[points, {n_features}]; give as many columns as backbone.in_channels"
+                f"[points, {n_columns}]; give the columns that the detector was trained with"
             )
         if not bool(torch.isfinite(cloud).all()):
             raise DatasetError(f"frame {index}: got NaN or infinite values; drop those points")
-    x = voxelize_batch([cloud.float() for cloud in clouds], grid)
+    x = _voxelize([cloud.float() for cloud in clouds], grid, virtual)
     filled = torch.bincount(x.coords_bzyx[:, 0].long(), minlength=len(clouds))
     for index in torch.nonzero(filled == 0).flatten().tolist():
         raise DatasetError(
@@ -35,3 +48,12 @@ def read_clouds(clouds: list[Tensor], grid: VoxelGridSpec, *, n_features: int = 
             f"{list(grid.point_range)}; drop the frame or mend point_range"
         )
     return x
+
+
+def _voxelize(clouds: list[Tensor], grid: VoxelGrid, virtual: bool) -> SparseTensor:
+    if isinstance(grid, VoxelGridSpec):
+        return voxelize_batch(clouds, grid)
+    if not virtual:
+        return voxelize_batch_dynamic(clouds, grid)
+    x = voxelize_batch_dynamic([lift_points(cloud) for cloud in clouds], grid)
+    return x.replace_features(merge_kinds(x.features))

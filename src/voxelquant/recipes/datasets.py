@@ -10,7 +10,7 @@ from voxelquant.data.infos import InfoDataset
 from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.tables import custom_splits
-from voxelquant.detection.config import DetectorConfig
+from voxelquant.detection.config import DetectorConfig, Reader
 from voxelquant.errors import DatasetError
 
 
@@ -41,8 +41,10 @@ def open_dataset(
         purpose: what the frames are for.
 
     Raises:
-        DatasetError: the folder, its version or the split is missing, damaged or ambiguous.
+        DatasetError: the folder, its version or the split is missing, damaged or ambiguous, or the
+            detector reads points that no dataset holds.
     """
+    require_lidar_reader(config)
     root = dataset_root(config, root)
     infos = config.data.train_infos if purpose is Purpose.TRAIN else config.data.val_infos
     info_path = None if split is not None else find_det3d_file(config, root, infos)
@@ -55,7 +57,26 @@ def open_dataset(
         split or choose_split(root / version, purpose),
         class_names=config.class_names,
         nsweeps=config.data.nsweeps,
+        interval=_interval(config, purpose),
     )
+
+
+def require_lidar_reader(config: DetectorConfig) -> None:
+    """Refuse a detector that needs more than what datasets and the synthetic world hold.
+
+    Raises:
+        DatasetError: it reads painted and virtual points.
+    """
+    if config.reader is Reader.DYNAMIC_VIRTUAL:
+        raise DatasetError(
+            f"config {config.name} reads painted and virtual points, {config.n_point_columns} "
+            "columns each, which no dataset here holds; give frames of your own with --frame or to "
+            "CenterPoint.read_clouds, or use a config without `virtual`"
+        )
+
+
+def _interval(config: DetectorConfig, purpose: Purpose) -> int:
+    return config.data.train_interval if purpose is Purpose.TRAIN else 1
 
 
 def _open_infos(
@@ -69,7 +90,13 @@ def _open_infos(
     except DatasetError:  # infos suffice for all but scoring, which then says what it lacks
         version = None
     return InfoDataset(
-        path, root, config.class_names, config.data.nsweeps, version=version, split=split
+        path,
+        root,
+        config.class_names,
+        config.data.nsweeps,
+        version=version,
+        split=split,
+        interval=_interval(config, purpose),
     )
 
 

@@ -15,7 +15,7 @@ from voxelquant.data.points import read_point_file
 from voxelquant.data.synthetic import generate_frames
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.errors import DatasetError
-from voxelquant.recipes.datasets import open_dataset
+from voxelquant.recipes.datasets import open_dataset, require_lidar_reader
 
 # Of the world; neither training, nor calibration, nor validation of the shipped weights uses it.
 EXAMPLE_SEED = 4
@@ -45,9 +45,10 @@ def choose_cloud(config: DetectorConfig, choice: FrameChoice) -> Tensor:
     if choice.frame is not None:
         if choice.data is not None:
             raise DatasetError("got both --frame and --data, need one of them")
-        return read_frame_file(choice.frame, config.backbone.in_channels)
+        return read_frame_file(choice.frame, config.n_point_columns)
     if choice.data is not None:
         return open_dataset(config, choice.data, choice.split, choice.version)[0].points
+    require_lidar_reader(config)
     return generate_frames(EXAMPLE_SEED, [0], key_frames=1)[0].points
 
 

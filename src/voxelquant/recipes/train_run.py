@@ -21,7 +21,7 @@ from voxelquant.recipes.artifacts import (
     write_text_atomic,
 )
 from voxelquant.recipes.data_parallel import NO_SYNC_ON_CPU, synchronise_batchnorms
-from voxelquant.recipes.datasets import Purpose, open_dataset
+from voxelquant.recipes.datasets import Purpose, open_dataset, require_lidar_reader
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.pasted_objects import (
     PastingOptions,
@@ -200,6 +200,7 @@ def _plan_run(
 def _open_source(
     request: TrainRequest, config: DetectorConfig, world: World, reporter: StageReporter
 ) -> TrainingSource:
+    require_lidar_reader(config)
     if request.data == SYNTHETIC:
         pasting = synthetic_object_sampler(
             config, request.seed, request.pool_size, device=world.device, reporter=reporter

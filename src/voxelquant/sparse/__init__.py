@@ -19,7 +19,8 @@ from voxelquant.sparse.modules import (
 from voxelquant.sparse.neighbour_search import build_kernel_map
 from voxelquant.sparse.tensor import ActiveSites, CoupledConv, SparseTensor
 from voxelquant.sparse.trace import SparseGraph, SparseNode, trace_sparse_graph
-from voxelquant.sparse.voxelize import VoxelGridSpec, voxelize, voxelize_batch
+from voxelquant.sparse.voxelize import VoxelGrid, VoxelGridSpec, voxelize, voxelize_batch
+from voxelquant.sparse.voxelize_dynamic import voxelize_batch_dynamic
 
 __all__ = [
     "ActiveSites",
@@ -38,6 +39,7 @@ __all__ = [
     "SparseToDense",
     "SubMConv3d",
     "Triple",
+    "VoxelGrid",
     "VoxelGridSpec",
     "apply_module",
     "build_kernel_map",
@@ -49,4 +51,5 @@ __all__ = [
     "trace_sparse_graph",
     "voxelize",
     "voxelize_batch",
+    "voxelize_batch_dynamic",
 ]

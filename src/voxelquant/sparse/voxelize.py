@@ -13,20 +13,16 @@ from voxelquant.sparse.tensor import ActiveSites, SparseTensor
 
 
 @dataclass(frozen=True)
-class VoxelGridSpec:
-    """Where voxels lie and how many points and voxels are kept.
+class VoxelGrid:
+    """Where voxels lie.
 
     Attributes:
         point_range: xmin, ymin, zmin, xmax, ymax, zmax in metres.
         voxel_size: x, y, z in metres.
-        max_points_per_voxel: points of a voxel beyond this are dropped, in point order.
-        max_voxels: voxels beyond this are dropped, in order of first occurrence.
     """
 
     point_range: tuple[float, float, float, float, float, float]
     voxel_size: tuple[float, float, float]
-    max_points_per_voxel: int
-    max_voxels: int
 
     @property
     def grid_xyz(self) -> Triple:
@@ -40,6 +36,19 @@ class VoxelGridSpec:
         """Grid (z, y, x) of the sparse tensor: one more cell in z than there are voxels."""
         x, y, z = self.grid_xyz
         return (z + 1, y, x)
+
+
+@dataclass(frozen=True)
+class VoxelGridSpec(VoxelGrid):
+    """Where voxels lie and how many points and voxels are kept.
+
+    Attributes:
+        max_points_per_voxel: points of a voxel beyond this are dropped, in point order.
+        max_voxels: voxels beyond this are dropped, in order of first occurrence.
+    """
+
+    max_points_per_voxel: int
+    max_voxels: int
 
 
 @dataclass(frozen=True)
@@ -97,13 +106,22 @@ def voxelize_batch(clouds: list[Tensor], spec: VoxelGridSpec) -> SparseTensor:
     return SparseTensor(voxels.mean_features(), sites)
 
 
-def _voxelize_clouds(clouds: list[Tensor], spec: VoxelGridSpec) -> tuple[Voxels, Tensor]:
-    """Voxels of all clouds and their samples `[m]` int32; a GPU waits a fixed number of times."""
+def require_clouds(clouds: list[Tensor]) -> None:
+    """Refuse a cloud that is not a float32 matrix with at least three columns.
+
+    Raises:
+        GeometryError: names what was given.
+    """
     for points in clouds:
         if points.ndim != 2 or points.shape[1] < 3 or points.dtype != torch.float32:
             raise GeometryError(
                 f"got points {tuple(points.shape)} of {points.dtype}, need float32 [p, at least 3]"
             )
+
+
+def _voxelize_clouds(clouds: list[Tensor], spec: VoxelGridSpec) -> tuple[Voxels, Tensor]:
+    """Voxels of all clouds and their samples `[m]` int32; a GPU waits a fixed number of times."""
+    require_clouds(clouds)
     points = torch.cat(clouds)
     device = points.device
     lengths = torch.tensor([len(cloud) for cloud in clouds])
@@ -117,7 +135,7 @@ def _voxelize_clouds(clouds: list[Tensor], spec: VoxelGridSpec) -> tuple[Voxels,
     inside = torch.nonzero(((cells >= 0) & (cells < grid)).all(1)).squeeze(1)
     b, (x, y, z) = samples[inside], cells[inside].long().unbind(1)
     keys = ((b * cells_z + z) * cells_y + y) * cells_x + x
-    runs = _VoxelRuns.of(keys)
+    runs = VoxelRuns.of(keys)
     chosen = _choose_voxels(runs, b, spec.max_voxels)
     first = runs.order[runs.starts[chosen]]
     coords_zyx = torch.stack([z[first], y[first], x[first]], 1).int()
@@ -126,7 +144,7 @@ def _voxelize_clouds(clouds: list[Tensor], spec: VoxelGridSpec) -> tuple[Voxels,
 
 
 @dataclass(frozen=True)
-class _VoxelRuns:
+class VoxelRuns:
     """Points sorted by voxel, in the order of the cloud within one.
 
     Attributes:
@@ -140,15 +158,23 @@ class _VoxelRuns:
     starts: Tensor
 
     @classmethod
-    def of(cls, keys: Tensor) -> _VoxelRuns:
+    def of(cls, keys: Tensor) -> VoxelRuns:
+        """Runs of equal keys `[p]` int64."""
         sorted_keys, order = torch.sort(keys, stable=True)
         is_first = torch.ones_like(keys, dtype=torch.bool)
         torch.ne(sorted_keys[1:], sorted_keys[:-1], out=is_first[1:])
         voxel_of = torch.cumsum(is_first, 0) - 1
         return cls(order, voxel_of, torch.nonzero(is_first).squeeze(1))
 
+    @property
+    def lengths(self) -> Tensor:
+        """`[v]` points of each run."""
+        ends = torch.cat([self.starts[1:], self.starts.new_full((1,), len(self.order))])
+        # No points: no run, and the end that was appended stands alone.
+        return ends[: len(self.starts)] - self.starts
 
-def _choose_voxels(runs: _VoxelRuns, samples: Tensor, max_voxels: int) -> Tensor:
+
+def _choose_voxels(runs: VoxelRuns, samples: Tensor, max_voxels: int) -> Tensor:
     """Runs that are kept, in order of first occurrence, at most `max_voxels` of each sample."""
     first_points, by_occurrence = torch.sort(runs.order[runs.starts])
     sample_of = samples[first_points].contiguous()  # ascending: clouds are concatenated
@@ -158,7 +184,7 @@ def _choose_voxels(runs: _VoxelRuns, samples: Tensor, max_voxels: int) -> Tensor
 
 
 def _fill_voxels(
-    points: Tensor, runs: _VoxelRuns, chosen: Tensor, max_points: int
+    points: Tensor, runs: VoxelRuns, chosen: Tensor, max_points: int
 ) -> tuple[Tensor, Tensor]:
     """`[m, max_points, c]` points of the chosen voxels, zero-padded, and `[m]` int32 counts."""
     device = points.device
@@ -169,7 +195,4 @@ def _fill_voxels(
     kept = torch.nonzero((slot < max_points) & (row >= 0)).squeeze(1)
     buffer = points.new_zeros((len(chosen), max_points, points.shape[1]))
     buffer[row[kept], slot[kept]] = points[runs.order[kept]]
-    ends = torch.cat([runs.starts[1:], runs.starts.new_full((1,), len(runs.order))])
-    # No points: no run, and the end that was appended stands alone.
-    counts = ends[: len(runs.starts)] - runs.starts
-    return buffer, counts[chosen].clamp(max=max_points).int()
+    return buffer, runs.lengths[chosen].clamp(max=max_points).int()
