@@ -50,8 +50,8 @@ def export_libspconv(
     Args:
         model: a calibrated quantized model, or a float one, which is written in fp16.
         path: file to write.
-        example: one model input of a single frame with many voxels (a SparseTensor, or the tuple
-            of arguments); it fixes the grid and shows how many voxels each layer makes.
+        example: one model input, as for `quantize`, of a single frame with many voxels; it fixes
+            the grid and shows how many voxels each layer makes.
         output_bound: largest number of voxels that an engine keeps in a layer.
 
     Raises:
@@ -77,19 +77,21 @@ def build_graph(
         ExportError: as there.
     """
     try:
-        arguments = as_arguments(example)
-        _check_example(arguments[0])
+        arguments = as_arguments(example, model)
+        if arguments and isinstance(arguments[0], SparseTensor):
+            _check_example(arguments[0].batch_size, len(arguments[0].sites))
         qmodel = model if is_quantized(model) else quantize(model, "fp16", example=arguments)
         state = QuantState.of(qmodel)
     except (CalibrationError, QuantStateError) as reason:
         raise ExportError(str(reason)) from reason
-    traced = {node.path: node for node in trace_sparse_graph(qmodel, *arguments).nodes}
-    return GraphBuilder(qmodel, state, traced, arguments[0], output_bound).build()
+    traced = trace_sparse_graph(qmodel, *as_arguments(arguments, model))
+    _check_example(traced.batch_size, traced.input_shape[0])
+    return GraphBuilder(qmodel, state, traced, output_bound).build()
 
 
-def _check_example(example: SparseTensor) -> None:
-    if example.batch_size != 1 or len(example.sites) == 0:
+def _check_example(batch_size: int, voxels: int) -> None:
+    if batch_size != 1 or voxels == 0:
         raise ExportError(
-            f"got an example of {example.batch_size} samples and {len(example.sites)} voxels, "
-            "need one frame with many voxels"
+            f"got an example of {batch_size} samples and {voxels} voxels, need one frame with "
+            "many voxels"
         )

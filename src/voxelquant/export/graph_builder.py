@@ -15,7 +15,7 @@ from voxelquant.export import ir
 from voxelquant.export.rulebooks import assign_rulebooks
 from voxelquant.numerics import INT8
 from voxelquant.quant import GRAPH_INPUT, FusedNode, PrecisionPlan, QuantState
-from voxelquant.sparse import SparseConvBase, SparseNode, SparseTensor, SparseToDense
+from voxelquant.sparse import SparseGraph, SparseNode, require_convolution
 
 
 @dataclass
@@ -25,8 +25,7 @@ class GraphBuilder:
     Attributes:
         qmodel: the quantized model.
         state: its state: weights, ranges, plan.
-        traced: node of a trace by module path, for grids and numbers of voxels.
-        example: the traced input.
+        traced: graph of a trace, for grids and numbers of voxels.
         output_bound: largest number of voxels that an engine keeps in a layer.
         nodes: nodes so far.
         names: tensor of the plan → tensor of the file.
@@ -36,8 +35,7 @@ class GraphBuilder:
 
     qmodel: nn.Module
     state: QuantState
-    traced: dict[str, SparseNode]
-    example: SparseTensor
+    traced: SparseGraph
     output_bound: int
     nodes: list[ir.Node] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
@@ -55,11 +53,11 @@ class GraphBuilder:
         Raises:
             ExportError: a node that the dialect cannot express, or too many or no voxels.
         """
-        shape = tuple(self.example.features.shape)
+        shape = self.traced.input_shape
         self.names[GRAPH_INPUT], self.shapes[GRAPH_INPUT] = "0", shape
         keys = {
-            node.path: getattr(self.qmodel.get_submodule(node.path), "indice_key", None)
-            for node in self.plan.graph.nodes
+            node.path: require_convolution(self.qmodel, node.path).indice_key
+            for node in self.plan.graph.convs
         }
         rulebooks = assign_rulebooks(self.plan.graph, keys)
         for node in self.plan.graph.nodes:
@@ -89,15 +87,14 @@ class GraphBuilder:
         return output
 
     def _add_conv(self, node: FusedNode, rulebook: str) -> None:
-        module = self.qmodel.get_submodule(node.path)
-        traced = self.traced[node.path]
-        assert isinstance(module, SparseConvBase)
+        conv = require_convolution(self.qmodel, node.path)
+        traced = self._traced(node)
         assert node.geometry is not None
         self._check_count(node, traced.output_shape[0])
         index = sum(isinstance(n, ir.SparseConvolution) for n in self.nodes)
         weight, bias = f"spconv{index}.weight", f"spconv{index}.bias"
         self.values[weight] = self._float16(f"{node.path}.weight")
-        self.values[bias] = np.zeros(module.out_channels, np.float16)
+        self.values[bias] = np.zeros(conv.out_channels, np.float16)
         if f"{node.path}.bias" in self.state.tensors:
             self.values[bias] = self._float16(f"{node.path}.bias")
         self.names[node.name] = self._append(
@@ -113,8 +110,8 @@ class GraphBuilder:
             activation="None" if node.relu_path is None else "ReLU",
             rulebook=rulebook,
             output_bound=self.output_bound,
-            in_channels=module.in_channels,
-            out_channels=module.out_channels,
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
             input_spatial_shape=traced.in_spatial_shape,
             output_spatial_shape=traced.out_spatial_shape,
             input_shape=self.shapes[node.inputs[0]],
@@ -140,25 +137,27 @@ class GraphBuilder:
             shared = node.relu_path in self.plan.graph.shared_relus
             output = self._append(ir.Relu, (output,), module_path="" if shared else node.relu_path)
         self.names[node.name] = output
-        self.shapes[node.name] = self.traced[node.path].output_shape
+        self.shapes[node.name] = self._traced(node).output_shape
 
     def _add_scatter(self, node: FusedNode) -> None:
-        module = self.qmodel.get_submodule(node.path)
-        assert isinstance(module, SparseToDense)
-        grid = self.traced[node.path].in_spatial_shape
+        traced = self._traced(node)
+        grid, folds_height = traced.in_spatial_shape, len(traced.output_shape) == 4
         shape: tuple[int, ...] = (1, self.shapes[node.inputs[0]][1], *grid)
         output = self._append(
             ir.ScatterDense,
             (self.names[node.inputs[0]],),
-            module_path="" if module.fold_height else node.path,
+            module_path="" if folds_height else node.path,
             format="zyx",
             input_spatial_shape=grid,
             output_shape=shape,
         )
-        if module.fold_height:
+        if folds_height:
             shape = (1, shape[1] * shape[2], *shape[3:])
             output = self._append(ir.Reshape, (output,), module_path=node.path, dims=shape)
         self.names[node.name], self.shapes[node.name] = output, shape
+
+    def _traced(self, node: FusedNode) -> SparseNode:
+        return next(traced for traced in self.traced.nodes if traced.path == node.path)
 
     def _check_count(self, node: FusedNode, voxels: int) -> None:
         if voxels == 0:

@@ -20,6 +20,7 @@ from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_am
 from voxelquant.quant.range_trainer import quantized_weights
 from voxelquant.quant.sparse_part import ending_after_sparse_part
 from voxelquant.quant.spec import Method, QuantSpec
+from voxelquant.sparse import convolution_of, is_sparse_tensor
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +45,7 @@ def calibrate(
 
     Args:
         qmodel: result of `quantize`.
-        frames: model inputs, each a SparseTensor or a tuple of arguments.
+        frames: model inputs, as for `quantize`.
         method: overrides the recipe's method for all activations.
         max_batches: exactly so many frames are drawn; all of them if None.
         progress: called with (frames done, frames in all, or 0 where that is unknown).
@@ -72,7 +73,7 @@ def observe(
 
     Args:
         qmodel: result of `quantize`.
-        frames: model inputs, each a SparseTensor or a tuple of arguments.
+        frames: model inputs, as for `quantize`.
         max_batches: exactly so many frames are drawn; all of them if None.
         progress: called with (frames done, frames in all, or 0 where that is unknown).
 
@@ -86,11 +87,11 @@ def observe(
     if first is None:
         raise CalibrationError("got no calibration frames, need at least one")
     if quantization.plan is None:
-        trace_and_insert(qmodel, _checked_arguments(first, 0))
+        trace_and_insert(qmodel, _checked_arguments(qmodel, first, 0))
     quantizers = quantization.tensor_quantizers
     with torch.no_grad(), evaluation_mode(qmodel), _observing(qmodel, quantizers) as histograms:
         for index, frame in enumerate(itertools.chain([first], remaining)):
-            _observe_frame(qmodel, _checked_arguments(frame, index))
+            _observe_frame(qmodel, _checked_arguments(qmodel, frame, index))
             if progress is not None:
                 progress(index + 1, total)
     return histograms
@@ -187,10 +188,11 @@ def _observing(
             quantizer.mode = mode
 
 
-def _checked_arguments(frame: Any, index: int) -> tuple[Any, ...]:
-    arguments = as_arguments(frame)
-    features: Tensor = arguments[0].features
-    if not bool(torch.isfinite(features).all()):
+def _checked_arguments(qmodel: nn.Module, frame: Any, index: int) -> tuple[Any, ...]:
+    arguments = as_arguments(frame, qmodel)
+    # Where a model makes its sparse tensors itself, the histograms still refuse what they meet.
+    first: Any = arguments[0] if arguments else None
+    if is_sparse_tensor(first) and not bool(torch.isfinite(first.features).all()):
         raise CalibrationError(
             f"calibration frame {index}: got NaN or infinite features, need finite ones; leave "
             "this frame out or mend its points"

@@ -105,7 +105,8 @@ def capture_nodes(model: nn.Module, plan: PrecisionPlan, *arguments: Any) -> dic
 
         handles.append(model.get_submodule(node.path).register_forward_hook(hook))
     absorbed = [p for node in plan.graph.nodes for p in (node.batchnorm_path, node.relu_path)]
-    for path in {p for p in absorbed if p is not None}:
+    modules = {path for path, _ in model.named_modules()}
+    for path in modules.intersection(absorbed):
 
         def absorbed_hook(m: nn.Module, args: Any, out: Any) -> None:
             capture.record_absorbed(args[0], out)

@@ -9,7 +9,7 @@ from voxelquant.errors import GraphError, QuantStateError
 from voxelquant.numerics import round_to_float16
 from voxelquant.quant.substitute import substitute_modules
 from voxelquant.quant.topology import FusedGraph
-from voxelquant.sparse import SparseConvBase
+from voxelquant.sparse import BATCHNORMS, require_convolution
 
 
 def fold_batchnorm(model: nn.Module, graph: FusedGraph) -> None:
@@ -26,22 +26,21 @@ def fold_batchnorm(model: nn.Module, graph: FusedGraph) -> None:
     convs = [node for node in graph.nodes if node.kind == "conv"]
     folded: dict[str, tuple[Tensor, Tensor | None]] = {}
     for node in convs:
-        conv = model.get_submodule(node.path)
-        assert isinstance(conv, SparseConvBase)
+        conv = require_convolution(model, node.path)
         norm = None if node.batchnorm_path is None else model.get_submodule(node.batchnorm_path)
         weight, bias = conv.weight.detach().double(), _double(conv.bias)
-        if isinstance(norm, nn.BatchNorm1d):
+        if isinstance(norm, BATCHNORMS):
             weight, bias = folded_values(weight, bias, norm, str(node.batchnorm_path))
         folded[node.path] = (
             float16_values(weight, node.path, "weight"),
             None if bias is None else float16_values(bias, node.path, "bias"),
         )
     for path, (weight, bias) in folded.items():
-        conv = model.get_submodule(path)
-        assert isinstance(conv, SparseConvBase)
-        conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+        conv = require_convolution(model, path)
+        trains = conv.weight.requires_grad
+        conv.module.weight = nn.Parameter(conv.own_layout(weight), requires_grad=trains)
         if bias is not None:
-            conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+            conv.module.bias = nn.Parameter(bias, requires_grad=trains)
     remove_batchnorms(model, graph)
 
 
@@ -52,7 +51,7 @@ def remove_batchnorms(model: nn.Module, graph: FusedGraph) -> None:
 
 
 def folded_values(
-    weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm1d, path: str
+    weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm1d | nn.SyncBatchNorm, path: str
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias, both float64, of a convolution that does the work of its batch norm too.
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from voxelquant.errors import CalibrationError, GraphError, QuantStateError
+from voxelquant.quant.feature_sums import QuantFeatureAdd, attach_sums
 from voxelquant.quant.fold import fold_batchnorm
 from voxelquant.quant.modes import evaluation_mode
 from voxelquant.quant.modules import (
@@ -26,6 +27,7 @@ from voxelquant.quant.modules import (
 from voxelquant.quant.plan import PrecisionPlan, make_plan, range_owner
 from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.recipe import Recipe, load_recipe
+from voxelquant.quant.spconv_modules import quantize_in_place
 from voxelquant.quant.substitute import substitute_modules
 from voxelquant.quant.topology import FusedGraph, FusedNode, fuse_graph
 from voxelquant.sparse import (
@@ -33,6 +35,7 @@ from voxelquant.sparse import (
     SparseInverseConv3d,
     SparseTensor,
     SubMConv3d,
+    builds_own_tensors,
     trace_sparse_graph,
 )
 
@@ -77,10 +80,12 @@ def quantize(
     """Fake-quant copy of a model built of sparse convolutions; the model itself stays as it is.
 
     Args:
-        model: any module whose forward takes a `SparseTensor` first.
+        model: any module whose forward takes a `SparseTensor` first, or any built on spconv.
         recipe: bundled name, YAML file, or a Recipe.
-        example: one model input (a SparseTensor, or the tuple of arguments). With it batch norms
-            are folded and quantizers tied at once; without it, by the first calibration frame.
+        example: one model input: a SparseTensor, or the tuple of arguments that begins with one;
+            of a model built on spconv, whatever its forward takes, in a tuple if it takes several
+            arguments. With it batch norms are folded and quantizers tied at once; without it, by
+            the first calibration frame.
 
     Returns:
         The copy. It runs after `calibrate`.
@@ -95,7 +100,7 @@ def quantize(
     qmodel = copy.deepcopy(model)
     attach(qmodel, load_recipe(recipe))
     if example is not None:
-        trace_and_insert(qmodel, as_arguments(example))
+        trace_and_insert(qmodel, as_arguments(example, qmodel))
     return qmodel
 
 
@@ -130,13 +135,18 @@ def quantization_of(model: nn.Module) -> Quantization:
     return quantization
 
 
-def as_arguments(frame: Any) -> tuple[Any, ...]:
+def as_arguments(frame: Any, model: nn.Module) -> tuple[Any, ...]:
     """Positional arguments of the model from a frame: a SparseTensor, or a tuple that begins so.
+
+    A model that makes its sparse tensors itself takes what it takes. Dictionaries are copied,
+    since some forwards add their results to them.
 
     Raises:
         CalibrationError: it is neither.
     """
     arguments = frame if isinstance(frame, tuple) else (frame,)
+    if builds_own_tensors(model):
+        return tuple(dict(x) if type(x) is dict else x for x in arguments)
     if not arguments or not isinstance(arguments[0], SparseTensor):
         got = type(arguments[0]).__name__ if arguments else "an empty tuple"
         raise CalibrationError(
@@ -180,14 +190,19 @@ def insert_layers(model: nn.Module, plan: PrecisionPlan) -> None:
         for name in plan.range_names
     }
     replacements: dict[str, nn.Module] = {}
+    sums_in_forwards: dict[str, QuantFeatureAdd] = {}
+    modules = dict(model.named_modules())
     for node in plan.graph.nodes:
         if node.kind == "conv":
-            conv = model.get_submodule(node.path)
-            assert isinstance(conv, SparseConvBase)
-            replacements[node.path] = _quantized_conv(conv, node, plan, quantizers, recipe)
+            _quantize_conv(modules[node.path], node, plan, quantizers, recipe, replacements)
         elif node.kind == "add":
-            replacements[node.path] = _quantized_add(node, plan, quantizers)
+            layer = _quantized_add(node, plan, quantizers, in_a_forward=node.path not in modules)
+            if isinstance(layer, QuantFeatureAdd):
+                sums_in_forwards[node.path] = layer
+            else:
+                replacements[node.path] = layer
     substitute_modules(model, replacements)
+    attach_sums(model, sums_in_forwards)
     quantization.plan = plan
     quantization.tensor_quantizers = quantizers
 
@@ -198,36 +213,48 @@ def layer_precision(plan: PrecisionPlan, node: FusedNode) -> LayerPrecision:
     return LayerPrecision(plan.precision[node.name], inputs, plan.tensor_precision[node.name])
 
 
-def _quantized_conv(
-    conv: SparseConvBase,
+def _quantize_conv(
+    conv: nn.Module,
     node: FusedNode,
     plan: PrecisionPlan,
     quantizers: dict[str, TensorQuantizer],
     recipe: Recipe,
-) -> QuantSparseConvBase:
-    kind: type[QuantSparseConvBase] = QuantSparseConv3d
-    if isinstance(conv, SubMConv3d):
-        kind = QuantSubMConv3d
-    elif isinstance(conv, SparseInverseConv3d):
-        kind = QuantSparseInverseConv3d
+    replacements: dict[str, nn.Module],
+) -> None:
+    """Put a quantized convolution among the replacements, or make one of spconv in place."""
     precision = layer_precision(plan, node)
     own, earlier = _operand_quantizers(node, node.inputs[0], plan, quantizers)
-    if own is None:
-        return kind(conv, precision, None, None, earlier)
-    spec = recipe.weight_spec(node.path)
-    weight_quantizer = TensorQuantizer(spec, f"{node.path}.weight", conv.out_channels)
-    weight_quantizer.to(conv.weight.device)
-    return kind(conv, precision, own, weight_quantizer, earlier)
+    weight_quantizer = None
+    if own is not None:
+        spec, weight = recipe.weight_spec(node.path), next(conv.parameters())
+        weight_quantizer = TensorQuantizer(spec, f"{node.path}.weight", weight.shape[0])
+        weight_quantizer.to(weight.device)
+    if isinstance(conv, SparseConvBase):
+        kind = _class_of_quantized(conv)
+        replacements[node.path] = kind(conv, precision, own, weight_quantizer, earlier)
+    else:
+        quantize_in_place(conv, precision, own, weight_quantizer, earlier)
+
+
+def _class_of_quantized(conv: SparseConvBase) -> type[QuantSparseConvBase]:
+    if isinstance(conv, SubMConv3d):
+        return QuantSubMConv3d
+    return QuantSparseInverseConv3d if isinstance(conv, SparseInverseConv3d) else QuantSparseConv3d
 
 
 def _quantized_add(
-    node: FusedNode, plan: PrecisionPlan, quantizers: dict[str, TensorQuantizer]
+    node: FusedNode,
+    plan: PrecisionPlan,
+    quantizers: dict[str, TensorQuantizer],
+    *,
+    in_a_forward: bool,
 ) -> QuantSparseAdd:
     (a, before_a), (b, before_b) = (
         _operand_quantizers(node, tensor, plan, quantizers) for tensor in node.inputs
     )
     own = None if a is None or b is None else (a, b)
-    return QuantSparseAdd(layer_precision(plan, node), own, (before_a, before_b))
+    kind = QuantFeatureAdd if in_a_forward else QuantSparseAdd
+    return kind(layer_precision(plan, node), own, (before_a, before_b))
 
 
 def _operand_quantizers(

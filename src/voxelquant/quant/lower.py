@@ -8,7 +8,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from voxelquant.errors import ConfigError
+from voxelquant.errors import ConfigError, GraphError
+from voxelquant.quant.feature_sums import QuantFeatureAdd
 from voxelquant.quant.insert import Quantization, detach, quantization_of
 from voxelquant.quant.int8_modules import (
     ConvSite,
@@ -23,6 +24,7 @@ from voxelquant.quant.int8_modules import (
 from voxelquant.quant.modules import QuantSparseAdd, QuantSparseConvBase
 from voxelquant.quant.operand import Operand
 from voxelquant.quant.plan import PrecisionPlan
+from voxelquant.quant.spconv_modules import QuantSpconvConvolution
 from voxelquant.quant.stored_weight import encode_weight, weight_codes
 from voxelquant.quant.substitute import substitute_modules
 from voxelquant.quant.topology import FusedNode
@@ -48,14 +50,17 @@ def lower(qmodel: nn.Module, backend: str = "auto") -> nn.Module:
     Raises:
         CalibrationError: a range is missing.
         ConfigError: no such backend.
+        GraphError: a layer is spconv's, or computed in the code of a forward.
         QuantStateError: the model is not quantized, or a weight breaks the storage law.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"got backend {backend!r}, need one of {list(BACKENDS)}")
     plan = quantization_of(qmodel).require_plan()
+    _refuse_foreign_code(qmodel, plan)
     engine = copy.deepcopy(qmodel)
     quantization = quantization_of(engine)
     lowered: dict[str, nn.Module] = {}
+    modules = {path for path, _ in engine.named_modules()}
     for node in plan.graph.nodes:
         module = engine.get_submodule(node.path)
         output = _output_of(node, quantization, plan)
@@ -64,13 +69,30 @@ def lower(qmodel: nn.Module, backend: str = "auto") -> nn.Module:
             lowered[node.path] = _lower_conv(module, node, operands[0], output)
         elif isinstance(module, QuantSparseAdd):
             lowered[node.path] = _lower_add(module, node, (operands[0], operands[1]), output)
-        if node.relu_path is not None and node.relu_path not in plan.graph.shared_relus:
-            lowered[node.relu_path] = nn.Identity()
+        # A ReLU in the code of a forward stays: on what is rectified already it changes nothing.
+        relu = node.relu_path
+        if relu is not None and relu in modules and relu not in plan.graph.shared_relus:
+            lowered[relu] = nn.Identity()
     substitute_modules(engine, lowered)
     detach(engine)
     engine.eval()
     _log.info("lowered %d layers to the reference backend", len(plan.graph.nodes))
     return engine
+
+
+def _refuse_foreign_code(qmodel: nn.Module, plan: PrecisionPlan) -> None:
+    for node in plan.graph.nodes:
+        module = qmodel.get_submodule(node.path) if node.kind in ("conv", "add") else None
+        if isinstance(module, QuantSpconvConvolution):
+            what = f"a {module.original_class.__name__} of spconv"
+        elif isinstance(module, QuantFeatureAdd):
+            what = "a sum in the code of a forward"
+        else:
+            continue
+        raise GraphError(
+            f"{node.path}: got {what}, which the integer engine cannot take over; to run this "
+            "model in integers, write it with export_libspconv and run the file with FileRunner"
+        )
 
 
 def _output_of(node: FusedNode, quantization: Quantization, plan: PrecisionPlan) -> LayerOutput:

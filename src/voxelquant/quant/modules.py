@@ -20,7 +20,6 @@ from voxelquant.numerics import round_to_float16
 from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.recipe import Precision
 from voxelquant.sparse import (
-    KernelMap,
     SparseAdd,
     SparseConv3d,
     SparseConvBase,
@@ -41,8 +40,43 @@ class LayerPrecision:
     output: Precision
 
 
-class QuantSparseConvBase(SparseConvBase):
-    """What the three fake-quantized convolutions share.
+class QuantConvBase(nn.Module):
+    """What every fake-quantized convolution holds, one of this package or of another library.
+
+    Attributes:
+        precision: precisions of the layer.
+        input_quantizer: quantizer of the input tensor, shared with its other consumers; None in
+            an fp16 layer.
+        weight_quantizer: quantizer of the weight, one range for each output channel; or None.
+        earlier_quantizers: of readers that changed the input tensor in place before.
+    """
+
+    precision: LayerPrecision
+    input_quantizer: TensorQuantizer | None
+    weight_quantizer: TensorQuantizer | None
+    earlier_quantizers: nn.ModuleList
+    bias: nn.Parameter | None
+
+    def read_input(self, features: Tensor) -> Tensor:
+        """The input as the convolution computes with it, `[n, c_in]` float32."""
+        return read_operand(
+            features, self.precision.inputs[0], self.earlier_quantizers, self.input_quantizer
+        )
+
+    def read_weight(self, weight: Tensor) -> Tensor:
+        """`[c_out, kz, ky, kx, c_in]` float32 as the convolution computes with it."""
+        if self.weight_quantizer is None:
+            return round_to_float16(weight)
+        quantized: Tensor = self.weight_quantizer(weight)
+        return quantized
+
+    def read_bias(self) -> Tensor | None:
+        """`[c_out]` float32, or None."""
+        return None if self.bias is None else round_to_float16(self.bias)
+
+
+class QuantSparseConvBase(QuantConvBase, SparseConvBase):
+    """What the three fake-quantized convolutions of this package share.
 
     Args:
         conv: the folded float convolution; its parameters are taken over, not copied.
@@ -79,23 +113,10 @@ class QuantSparseConvBase(SparseConvBase):
         """Convolve: `[n, c_in]` → `[m, c_out]`, float32 features."""
         kernel_map, out_sites, coupled = self.resolve_map(x)
         with torch.autocast(x.features.device.type, enabled=False):
-            out = self._convolve(x.features, kernel_map)  # [m, c_out] float32
+            features, weight = self.read_input(x.features), self.read_weight(self.weight)
+            out = sparse_conv(features, weight, kernel_map, self.read_bias())
+            out = round_if_fp16(out, self.precision.output)  # [m, c_out] float32
         return SparseTensor(out, out_sites, coupled=coupled)
-
-    def _convolve(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
-        features = self.read_input(features)
-        if self.weight_quantizer is not None:
-            weight = self.weight_quantizer(self.weight)
-        else:
-            weight = round_to_float16(self.weight)
-        bias = None if self.bias is None else round_to_float16(self.bias)
-        return round_if_fp16(sparse_conv(features, weight, kernel_map, bias), self.precision.output)
-
-    def read_input(self, features: Tensor) -> Tensor:
-        """The input as the convolution computes with it, `[n, c_in]` float32."""
-        return read_operand(
-            features, self.precision.inputs[0], self.earlier_quantizers, self.input_quantizer
-        )
 
     def extra_repr(self) -> str:
         """Channels, geometry and precisions."""
@@ -139,10 +160,14 @@ class QuantSparseAdd(SparseAdd):
     def forward(self, a: SparseTensor, b: SparseTensor) -> SparseTensor:
         """`[n, c]` + `[n, c]`, float32 features."""
         check_same_sites(a, b)
+        return a.replace_features(self.add_features(a.features, b.features))
+
+    def add_features(self, a: Tensor, b: Tensor) -> Tensor:
+        """`[n, c]` + `[n, c]`, float32."""
         type_a, type_b = self.precision.inputs
-        first = read_operand(a.features, type_a, self.earlier0_quantizers, self.input0_quantizer)
-        second = read_operand(b.features, type_b, self.earlier1_quantizers, self.input1_quantizer)
-        return a.replace_features(round_if_fp16(first + second, self.precision.output))
+        first = read_operand(a, type_a, self.earlier0_quantizers, self.input0_quantizer)
+        second = read_operand(b, type_b, self.earlier1_quantizers, self.input1_quantizer)
+        return round_if_fp16(first + second, self.precision.output)
 
     def extra_repr(self) -> str:
         """Precisions."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.quant.insert import quantization_of
-from voxelquant.quant.modules import QuantSparseConvBase
+from voxelquant.quant.modules import QuantConvBase
 from voxelquant.quant.quantizer import TensorQuantizer, weight_amax
 from voxelquant.quant.recipe import RangeTraining
+from voxelquant.sparse import convolution_of
 
 
 class RangeTrainer:
@@ -90,7 +91,8 @@ class RangeTrainer:
 def quantized_weights(qmodel: nn.Module) -> list[tuple[TensorQuantizer, Tensor]]:
     """Quantizer and weight of every convolution that computes in integers."""
     return [
-        (module.weight_quantizer, module.weight)
+        (module.weight_quantizer, conv.weight)
         for module in qmodel.modules()
-        if isinstance(module, QuantSparseConvBase) and module.weight_quantizer is not None
+        if isinstance(module, QuantConvBase) and module.weight_quantizer is not None
+        if (conv := convolution_of(module)) is not None
     ]

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from voxelquant.errors import QuantStateError
 from voxelquant.quant.fold import remove_batchnorms
 from voxelquant.quant.insert import attach, insert_layers, quantization_of
-from voxelquant.quant.modules import QuantSparseConvBase
+from voxelquant.quant.modules import QuantConvBase
 from voxelquant.quant.plan import PrecisionPlan
 from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.recipe import Recipe
 from voxelquant.quant.state_check import check_model_fits, check_state
 from voxelquant.quant.state_file import StateContent, read_state, write_state
 from voxelquant.quant.stored_weight import encode_weight
-from voxelquant.sparse import SparseConvBase
+from voxelquant.sparse import require_convolution
 
 WEIGHT_AMAX = "weight_amax/"
 ACTIVATION_AMAX = "activation_amax/"
@@ -63,9 +63,8 @@ class QuantState:
         quantization = quantization_of(qmodel)
         plan = quantization.require_plan()
         tensors = _model_tensors(qmodel)
-        for node in plan.graph.nodes:
-            if node.kind == "conv":
-                tensors.update(_conv_tensors(qmodel, node.path))
+        for node in plan.graph.convs:
+            tensors.update(_conv_tensors(qmodel, node.path))
         for name, quantizer in quantization.tensor_quantizers.items():
             tensors[ACTIVATION_AMAX + name] = quantizer.amax
         tensors.update({CARRIED + name: value for name, value in quantization.carried.items()})
@@ -104,9 +103,8 @@ class QuantState:
         check_model_fits(model, self.plan, self.tensors)
         qmodel = copy.deepcopy(model)
         remove_batchnorms(qmodel, self.plan.graph)
-        for node in self.plan.graph.nodes:
-            if node.kind == "conv":
-                _give_bias(qmodel, node.path, f"{node.path}.bias" in self.tensors)
+        for node in self.plan.graph.convs:
+            _give_bias(qmodel, node.path, f"{node.path}.bias" in self.tensors)
         attach(qmodel, self.recipe)
         insert_layers(qmodel, self.plan)
         quantization_of(qmodel).carried = self.carried
@@ -140,19 +138,23 @@ class QuantState:
             raise QuantStateError(
                 f"{odd}: got a key that only {side} has, need a model of the same architecture"
             )
+        convs = {f"{node.path}.weight": node.path for node in self.plan.graph.convs}
         with torch.no_grad():
             for key, target in targets.items():
-                if target.shape != self.tensors[key].shape:
+                value = self.tensors[key]
+                if target.shape != value.shape:
                     raise QuantStateError(
-                        f"{key}: got shape {tuple(self.tensors[key].shape)} in the state, the "
-                        f"model needs {tuple(target.shape)}"
+                        f"{key}: got shape {tuple(value.shape)} in the state, the model needs "
+                        f"{tuple(target.shape)}"
                     )
-                target.copy_(self.tensors[key])
+                if key in convs:
+                    value = require_convolution(qmodel, convs[key]).own_layout(value)
+                target.copy_(value)
         for name, quantizer in quantization_of(qmodel).tensor_quantizers.items():
             quantizer.set_amax(self.activation_amax(name))
         for node in self.plan.quantized_convs:
             conv = qmodel.get_submodule(node.path)
-            assert isinstance(conv, QuantSparseConvBase)
+            assert isinstance(conv, QuantConvBase)
             assert conv.weight_quantizer is not None
             conv.weight_quantizer.set_amax(self.weight_amax(node.path))
 
@@ -171,9 +173,9 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _conv_tensors(qmodel: nn.Module, path: str) -> dict[str, Tensor]:
-    conv = qmodel.get_submodule(path)
-    assert isinstance(conv, QuantSparseConvBase)
-    quantizer = conv.weight_quantizer
+    module = qmodel.get_submodule(path)
+    assert isinstance(module, QuantConvBase)
+    conv, quantizer = require_convolution(qmodel, path), module.weight_quantizer
     tensors = {}
     if quantizer is None:
         tensors[f"{path}.weight"] = conv.weight.to(torch.float16)
@@ -187,7 +189,6 @@ def _conv_tensors(qmodel: nn.Module, path: str) -> dict[str, Tensor]:
 
 
 def _give_bias(model: nn.Module, path: str, wanted: bool) -> None:
-    conv = model.get_submodule(path)
-    assert isinstance(conv, SparseConvBase)
+    conv = require_convolution(model, path)
     if wanted and conv.bias is None:
-        conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+        conv.module.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.errors import QuantStateError
+from voxelquant.quant.modules import QuantConvBase
 from voxelquant.quant.plan import PrecisionPlan, closest_path
 from voxelquant.quant.recipe import Recipe
 from voxelquant.quant.stored_weight import verify_stored_weight
 from voxelquant.quant.topology import FusedNode
-from voxelquant.sparse import SparseAdd, SparseConvBase
+from voxelquant.sparse import BATCHNORMS, SparseAdd, SparseConvBase, convolution_of
 
 
 def check_state(
@@ -52,28 +53,39 @@ def check_model_fits(model: nn.Module, plan: PrecisionPlan, tensors: Mapping[str
     modules = dict(model.named_modules())
     for node in plan.graph.nodes:
         for path in (node.path, node.batchnorm_path, node.relu_path):
-            if path is not None and path not in modules:
+            if path is not None and path not in modules and not _in_a_forward(path, node, modules):
                 raise QuantStateError(
                     f"{path}: got a state with a layer that the model lacks, need a model of the "
                     f"same architecture; its closest module is {closest_path(path, list(modules))}"
                 )
-        module = modules[node.path]
+        module = modules.get(node.path)
         if node.kind == "conv":
-            _check_conv(module, node, tensors[f"{node.path}.weight"])
-        elif node.kind == "add" and type(module) is not SparseAdd:
+            _check_conv(modules[node.path], node, tensors[f"{node.path}.weight"])
+        elif node.kind == "add" and module is not None and type(module) is not SparseAdd:
             raise _misfit(node, f"a {type(module).__name__}", "a SparseAdd")
-        if node.batchnorm_path and not isinstance(modules[node.batchnorm_path], nn.BatchNorm1d):
+        if node.batchnorm_path and not isinstance(modules[node.batchnorm_path], BATCHNORMS):
             found = type(modules[node.batchnorm_path]).__name__
             raise _misfit(node, f"a {found} at {node.batchnorm_path}", "a BatchNorm1d")
 
 
+def _in_a_forward(path: str, node: FusedNode, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the node may be computed in the code of a module's forward, where it has no module.
+
+    Whether that forward really does shows when it runs.
+    """
+    computed = (path == node.path and node.kind not in ("conv", "relu")) or path == node.relu_path
+    owner = modules.get(path.rpartition(".")[0])
+    return computed and owner is not None and not isinstance(owner, SparseConvBase)
+
+
 def _check_conv(module: nn.Module, node: FusedNode, weight: Tensor) -> None:
-    if not isinstance(module, SparseConvBase) or hasattr(module, "weight_quantizer"):
+    conv = convolution_of(module, node.path)
+    if conv is None or isinstance(module, QuantConvBase):
         raise _misfit(node, f"a {type(module).__name__}", "a float sparse convolution")
-    if module.geometry != node.geometry or module.inverse != node.inverse:
-        raise _misfit(node, str(module.geometry), str(node.geometry))
-    if module.weight.shape != weight.shape:
-        raise _misfit(node, f"a weight {tuple(module.weight.shape)}", str(tuple(weight.shape)))
+    if conv.geometry != node.geometry or conv.inverse != node.inverse:
+        raise _misfit(node, str(conv.geometry), str(node.geometry))
+    if conv.weight.shape != weight.shape:
+        raise _misfit(node, f"a weight {tuple(conv.weight.shape)}", str(tuple(weight.shape)))
 
 
 def _misfit(node: FusedNode, got: str, need: str) -> QuantStateError:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from voxelquant.errors import GraphError
-from voxelquant.sparse import ConvGeometry, SparseConvBase, SparseGraph, SparseNode
+from voxelquant.sparse import ConvGeometry, SparseGraph, SparseNode, convolution_of
 
 GRAPH_INPUT = "@input"
 
@@ -24,11 +24,11 @@ class FusedNode:
     Attributes:
         name: unique name of the node and of its output tensor; the module path, with a suffix
             `#2` when a standalone ReLU module runs a second time.
-        path: path of the module that computes.
+        path: path of the module that computes, or that such a module would have (`SparseNode`).
         kind: `conv`, `add`, `relu` or `to_dense`.
         inputs: names of the tensors consumed, `@input` for the graph's own.
         batchnorm_path: batch norm folded into this convolution, or None.
-        relu_path: ReLU module fused into this node, or None.
+        relu_path: ReLU fused into this node, or None.
         geometry: of a convolution, else None.
         inverse: whether the convolution is an inverse one.
     """
@@ -72,6 +72,11 @@ class FusedGraph:
     def consumers(self, tensor: str) -> list[FusedNode]:
         """Nodes that read a tensor, in execution order."""
         return [node for node in self.nodes if tensor in node.inputs]
+
+    @property
+    def convs(self) -> tuple[FusedNode, ...]:
+        """Convolutions, in execution order."""
+        return tuple(node for node in self.nodes if node.kind == "conv")
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -118,17 +123,12 @@ def fuse_graph(graph: SparseGraph, calls: Mapping[str, int]) -> FusedGraph:
 
 
 def _plain_node(name: str, traced: SparseNode, inputs: tuple[str, ...]) -> FusedNode:
-    module = traced.module
-    if isinstance(module, SparseConvBase):
-        return FusedNode(
-            name,
-            traced.path,
-            traced.kind,
-            inputs,
-            geometry=module.geometry,
-            inverse=module.inverse,
-        )
-    return FusedNode(name, traced.path, traced.kind, inputs)
+    conv = None if traced.module is None else convolution_of(traced.module, traced.path)
+    if conv is None:
+        return FusedNode(name, traced.path, traced.kind, inputs)
+    return FusedNode(
+        name, traced.path, traced.kind, inputs, geometry=conv.geometry, inverse=conv.inverse
+    )
 
 
 def _replace(node: FusedNode, **changes: str) -> FusedNode:

@@ -1,7 +1,9 @@
 """Sparse tensors and convolutions: voxels, never cars."""
 
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
+from voxelquant.sparse.convolution import Convolution
 from voxelquant.sparse.functional import sparse_conv, sparse_conv_fp16, sparse_conv_int8
+from voxelquant.sparse.graph import SparseGraph, SparseNode
 from voxelquant.sparse.kernel_map import KernelMap
 from voxelquant.sparse.modules import (
     SparseAdd,
@@ -17,14 +19,23 @@ from voxelquant.sparse.modules import (
     resolve_conv_map,
 )
 from voxelquant.sparse.neighbour_search import build_kernel_map
+from voxelquant.sparse.recognize import (
+    BATCHNORMS,
+    builds_own_tensors,
+    convolution_of,
+    is_sparse_tensor,
+    require_convolution,
+)
 from voxelquant.sparse.tensor import ActiveSites, CoupledConv, SparseTensor
-from voxelquant.sparse.trace import SparseGraph, SparseNode, trace_sparse_graph
+from voxelquant.sparse.trace import trace_sparse_graph
 from voxelquant.sparse.voxelize import VoxelGrid, VoxelGridSpec, voxelize, voxelize_batch
 from voxelquant.sparse.voxelize_dynamic import voxelize_batch_dynamic
 
 __all__ = [
+    "BATCHNORMS",
     "ActiveSites",
     "ConvGeometry",
+    "Convolution",
     "CoupledConv",
     "KernelMap",
     "SparseAdd",
@@ -43,7 +54,11 @@ __all__ = [
     "VoxelGridSpec",
     "apply_module",
     "build_kernel_map",
+    "builds_own_tensors",
     "check_same_sites",
+    "convolution_of",
+    "is_sparse_tensor",
+    "require_convolution",
     "resolve_conv_map",
     "sparse_conv",
     "sparse_conv_fp16",

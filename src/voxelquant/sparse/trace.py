@@ -1,140 +1,150 @@
 """Record what a sparse network computes: a graph of convs, norms, sums and scatters.
 
-The trace watches modules, not names: every sparse module with a `graph_kind` and every
-BatchNorm1d or ReLU that acts on features becomes a node. Tensors are told apart by identity, so
+The trace watches modules, not names: every sparse module that computes (of this package or of
+spconv) and every BatchNorm1d or ReLU that acts on features becomes a node, and so does what a
+forward computes with tensors: sums, ReLUs, the dense map. Tensors are told apart by identity, so
 two consumers of one tensor are seen as such, whatever the model's Python looks like.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from voxelquant.errors import GraphError
-from voxelquant.sparse.conv_geometry import Triple
-from voxelquant.sparse.modules import SparseModule
-from voxelquant.sparse.tensor import SparseTensor
+from voxelquant.sparse import feature_ops
+from voxelquant.sparse.backends import spconv
+from voxelquant.sparse.graph import SparseGraph
+from voxelquant.sparse.recognize import features_of, is_sparse_tensor, kind_of
+from voxelquant.sparse.recorder import Recorder
 
-_FEATURE_MODULES: dict[type[nn.Module], str] = {nn.BatchNorm1d: "batchnorm", nn.ReLU: "relu"}
-
-
-@dataclass(frozen=True)
-class SparseNode:
-    """One operation.
-
-    Attributes:
-        path: module path in the traced model (`conv2.3.conv1`).
-        kind: `conv`, `batchnorm`, `relu`, `add` or `to_dense`.
-        module: the module that ran.
-        inputs: value ids consumed, in order.
-        output: value id produced.
-        in_spatial_shape: grid (z, y, x) of the first input.
-        out_spatial_shape: grid (z, y, x) of the output (of the input for `to_dense`).
-        output_shape: shape of the output features, or of the dense map.
-    """
-
-    path: str
-    kind: str
-    module: nn.Module
-    inputs: tuple[int, ...]
-    output: int
-    in_spatial_shape: Triple
-    out_spatial_shape: Triple
-    output_shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SparseGraph:
-    """Nodes in execution order; value ids are 0 for the input, then one per node output."""
-
-    nodes: tuple[SparseNode, ...]
-    input_value: int
-    outputs: tuple[int, ...]
-
-    def consumers(self, value: int) -> list[SparseNode]:
-        """Nodes that read a value, in execution order."""
-        return [node for node in self.nodes if value in node.inputs]
-
-    def producer(self, value: int) -> SparseNode | None:
-        """Node that made a value; None for the graph input."""
-        return next((node for node in self.nodes if node.output == value), None)
+_ON_FEATURES = ("batchnorm", "relu")
+_VIEWS = ("view", "reshape", "flatten")
 
 
 @dataclass
-class _Recorder:
-    nodes: list[SparseNode] = field(default_factory=list)
-    value_of: dict[int, int] = field(default_factory=dict)  # id(features) → value
-    shape_of: dict[int, Triple] = field(default_factory=dict)  # value → grid
-    alive: list[Tensor] = field(default_factory=list)  # ids stay unique while tensors live
+class _Call:
+    """A module that is running, and the operations that its own code has computed so far."""
 
-    def new_value(self, features: Tensor, grid: Triple) -> int:
-        value = len(self.shape_of)
-        self.value_of[id(features)] = value
-        self.shape_of[value] = grid
-        self.alive.append(features)
-        return value
+    path: str
+    module: nn.Module
+    kind: str | None
+    computed: Counter[str] = field(default_factory=Counter)
 
-    def record(self, path: str, kind: str, module: nn.Module, args: Any, out: Any) -> None:
-        operands = [a for a in args if isinstance(a, (SparseTensor, Tensor))]
-        inputs = tuple(self._value(path, _features(a)) for a in operands)
-        in_grid = self.shape_of[inputs[0]]
-        out_grid = out.spatial_shape if isinstance(out, SparseTensor) else in_grid
-        shape = tuple(_features(out).shape)
-        output = self.new_value(_features(out), out_grid)
-        node = SparseNode(path, kind, module, inputs, output, in_grid, out_grid, shape)
-        self.nodes.append(node)
 
-    def returned_values(self, result: Any) -> Iterator[int]:
-        """Values among what the model returned."""
-        if isinstance(result, Mapping):
-            result = list(result.values())
-        if isinstance(result, (list, tuple)):
-            for item in result:
-                yield from self.returned_values(item)
-        elif isinstance(result, (SparseTensor, Tensor)):
-            value = self.value_of.get(id(_features(result)))
-            if value is not None:
-                yield value
+class _Watch(TorchFunctionMode):
+    """Follows features through the code of forwards."""
 
-    def _value(self, path: str, features: Tensor) -> int:
-        value = self.value_of.get(id(features))
-        if value is None:
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.calls: list[_Call] = []
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the function; record it if it is an operation of the graph in a forward's code."""
+        out = func(*args, **(kwargs or {}))
+        # What happens inside of a traced module is one operation.
+        if self.calls and self.calls[-1].kind is None:
+            self._follow(func, args, kwargs, out)
+        return out
+
+    def _follow(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out: Any
+    ) -> None:
+        total = feature_ops.feature_sum(func, args, kwargs)
+        if total is not None:
+            self._follow_sum(total, out)
+            return
+        first = args[0] if args else None
+        if feature_ops.name_of(func) == "copy_" and self.recorder.knows(args[1]):
+            self.recorder.alias(args[0], args[1])
+        elif self.recorder.knows(first):
+            self._follow_value(func, args, out)
+        elif isinstance(out, Tensor) and any(self.recorder.knows(x) for x in _tensors(args)):
+            self.recorder.note_origin(out, self._describe(func))
+
+    def _follow_sum(self, total: feature_ops.FeatureSum, out: Tensor) -> None:
+        # Counted even if it is none of the graph's: a quantized model finds its sums by number.
+        path = self._member_path("add")
+        operands = (total.first, total.second)
+        known = [self.recorder.knows(operand) for operand in operands]
+        if all(known):
+            self.recorder.record(path, "add", None, operands, out)
+        elif any(known):
+            self.recorder.note_origin(out, f"the sum with other numbers in {path!r}")
+
+    def _follow_value(self, func: Any, args: Sequence[Any], out: Any) -> None:
+        value = args[0]
+        if value.ndim > 2:  # the dense map
+            if feature_ops.name_of(func) in _VIEWS and isinstance(out, Tensor):
+                self.recorder.fold_height(value, out)
+        elif feature_ops.is_relu(func):
+            self.recorder.record(self._member_path("relu"), "relu", None, [value], out)
+        elif feature_ops.is_copy(func, args):
+            self.recorder.alias(out, value)
+        elif feature_ops.writes_first_argument(func):
             raise GraphError(
-                f"{path or 'model'}: consumes features that no traced module produced; compute "
-                "them with modules (SparseAdd, nn.ReLU, nn.BatchNorm1d, SparseToDense)"
+                f"{self._describe(func)} changes features in place: the sparse graph has no such "
+                "operation, need convolutions, sums of two, ReLUs and batch norms"
             )
-        return value
+        elif isinstance(out, Tensor):
+            self.recorder.note_origin(out, self._describe(func))
 
+    def on_dense(self, x: Any, make_dense: Callable[[], Tensor], channels_first: bool) -> Tensor:
+        """`x.dense()` of a spconv tensor: one operation of the forward that calls it."""
+        if not self.calls or self.calls[-1].kind is not None or not self.recorder.nodes:
+            return make_dense()
+        path = self._member_path("to_dense")
+        if not channels_first:
+            raise GraphError(f"{path}: got dense(channels_first=False), need channels first")
+        self.calls.append(_Call(path, nn.Identity(), "to_dense"))
+        try:
+            dense = make_dense()
+        finally:
+            self.calls.pop()
+        self.recorder.record(path, "to_dense", None, [x], dense)
+        return dense
 
-def _features(x: SparseTensor | Tensor) -> Tensor:
-    return x.features if isinstance(x, SparseTensor) else x
+    def _member_path(self, kind: str) -> str:
+        call = self.calls[-1]
+        name = feature_ops.member_name(call.module, kind, call.computed[kind])
+        call.computed[kind] += 1
+        return feature_ops.join_path(call.path, name)
+
+    def _describe(self, func: Any) -> str:
+        return f"{feature_ops.name_of(func)} in {self.calls[-1].path or 'the model'!r}"
 
 
 @contextmanager
-def _hooks(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _hooks(model: nn.Module, watch: _Watch) -> Iterator[None]:
     handles = []
     for path, module in model.named_modules():
-        kind = _kind_of(module)
-        if kind is None:
-            continue
+        kind = kind_of(module)
 
-        def hook(
-            m: nn.Module, args: Any, named: Any, out: Any, path: str = path, kind: str = kind
-        ) -> None:
-            operands = [*args, *named.values()]
-            first = operands[0]
-            # A BatchNorm1d or ReLU of the dense part of a detector is none of this graph, and
-            # neither is one on the dense map that left it.
-            on_features = first if isinstance(first, Tensor) and first.ndim == 2 else None
-            if isinstance(m, SparseModule) or id(on_features) in recorder.value_of:
-                recorder.record(path, kind, m, operands, out)
+        def begin(m: nn.Module, args: Any, path: str = path, kind: str | None = kind) -> None:
+            watch.calls.append(_Call(path, m, kind))
 
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        def end(m: nn.Module, args: Any, named: Any, out: Any) -> None:
+            call = watch.calls.pop()
+            while call.module is not m:  # left by an exception that the model caught
+                call = watch.calls.pop()
+            _record_module(watch.recorder, call, [*args, *named.values()], out)
+
+        handles.append(module.register_forward_pre_hook(begin))
+        handles.append(module.register_forward_hook(end, with_kwargs=True))
     try:
         yield
     finally:
@@ -142,42 +152,62 @@ def _hooks(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             handle.remove()
 
 
-def _kind_of(module: nn.Module) -> str | None:
-    if isinstance(module, SparseModule):
-        return module.graph_kind
-    return _FEATURE_MODULES.get(type(module))
+def _record_module(recorder: Recorder, call: _Call, operands: Sequence[Any], out: Any) -> None:
+    if call.kind is None:
+        if is_sparse_tensor(out) and recorder.nodes:
+            origin = f"{type(call.module).__name__} at {call.path!r}"
+            recorder.note_origin(out.features, origin)
+    elif call.kind in _ON_FEATURES:
+        # A BatchNorm1d or ReLU of the dense part of a detector is none of this graph, and
+        # neither is one on the dense map that left it.
+        features = features_of(operands[0])
+        if isinstance(features, Tensor) and features.ndim == 2 and recorder.knows(features):
+            recorder.record(call.path, call.kind, call.module, operands, out)
+    else:
+        recorder.record(call.path, call.kind, call.module, operands, out)
 
 
-def trace_sparse_graph(model: nn.Module, x: SparseTensor, *more: Any) -> SparseGraph:
+def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
+    """Tensors among the arguments, those in lists too (`torch.cat`)."""
+    for x in args:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, (list, tuple)):
+            yield from _tensors(x)
+
+
+def trace_sparse_graph(model: nn.Module, *arguments: Any) -> SparseGraph:
     """Run the model once and record its sparse part.
 
     Args:
-        model: any module that takes a sparse tensor first.
-        x: example input with many voxels; one voxel can vanish in a strided conv.
-        more: further positional arguments of the model.
+        model: any module built of sparse convolutions, of this package or of spconv.
+        arguments: its positional arguments, with many voxels: one voxel can vanish in a strided
+            conv. The graph's input is the first argument where that is a sparse tensor, else what
+            the first convolution reads.
 
     Returns:
         The graph; its outputs are the values that no node consumes or that the model returns (in
         tuples, lists and dicts too).
 
     Raises:
-        GraphError: features were computed outside of modules, or nothing was recorded.
+        GraphError: features were computed by what the graph cannot express, or nothing was
+            recorded.
     """
-    recorder = _Recorder()
-    input_value = recorder.new_value(x.features, x.spatial_shape)
+    recorder = Recorder()
+    if arguments and is_sparse_tensor(arguments[0]):
+        recorder.begin(arguments[0])
+    watch = _Watch(recorder)
     training_of = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), _hooks(model, recorder):
-            returned = model(x, *more)
+        with (
+            torch.no_grad(),
+            _hooks(model, watch),
+            spconv.watching_dense(watch.on_dense),
+            watch,
+        ):
+            returned = model(*arguments)
     finally:
         for module, training in training_of:  # one by one: some may be frozen in eval mode
             module.training = training
-    if not recorder.nodes:
-        raise GraphError("got a model without sparse modules, need at least one sparse conv")
-    consumed = {value for node in recorder.nodes for value in node.inputs}
-    handed_out = consumed.intersection(recorder.returned_values(returned))
-    outputs = tuple(
-        n.output for n in recorder.nodes if n.output not in consumed or n.output in handed_out
-    )
-    return SparseGraph(tuple(recorder.nodes), input_value, outputs)
+    return recorder.finish(returned)
