@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,14 @@ class Recorder:
         if not self.knows(features) and id(features) not in self._origin_of:
             self._keep(features)
             self._origin_of[id(features)] = origin
+
+    def note_descent(self, features: Tensor, operands: Iterable[Tensor], origin: str) -> None:
+        """As `note_origin`, if an operand is a value of the graph, or was computed from one."""
+        for operand in operands:
+            earlier = self._origin_of.get(id(operand))
+            if earlier is not None or self.knows(operand):
+                self.note_origin(features, earlier or origin)
+                return
 
     def fold_height(self, dense: Tensor, folded: Tensor) -> None:
         """A dense map was viewed anew; as `[b, c * z, y, x]`, its scatter makes that."""

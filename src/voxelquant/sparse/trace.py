@@ -73,8 +73,8 @@ class _Watch(TorchFunctionMode):
             self.recorder.alias(args[0], args[1])
         elif self.recorder.knows(first):
             self._follow_value(func, args, out)
-        elif isinstance(out, Tensor) and any(self.recorder.knows(x) for x in _tensors(args)):
-            self.recorder.note_origin(out, self._describe(func))
+        elif isinstance(out, Tensor):
+            self.recorder.note_descent(out, _tensors(args), self._describe(func))
 
     def _follow_sum(self, total: feature_ops.FeatureSum, out: Tensor) -> None:
         # Counted even if it is none of the graph's: a quantized model finds its sums by number.
