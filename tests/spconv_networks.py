@@ -33,7 +33,9 @@ def spconv_mended_on_cpu() -> Iterator[None]:
     """
     kernels = SparseConvolution._conv_forward
 
-    def conv_forward(self: Any, training: bool, x: Any, weight: Any, bias: Any, *more: Any, **named):
+    def conv_forward(
+        self: Any, training: bool, x: Any, weight: Any, bias: Any, *more: Any, **named
+    ):
         out = kernels(self, training, x, weight, None, *more, **named)
         return out if bias is None else out.replace_feature(out.features + bias)
 

@@ -423,7 +423,12 @@ class Outside(nn.Module):
 
 
 def test_features_computed_outside_of_modules_are_refused(tmp_path) -> None:
-    refused(Outside(), tmp_path, r"last: consumes features that no traced module produced \(sigmoid in", GraphError)
+    refused(
+        Outside(),
+        tmp_path,
+        r"last: consumes features that no traced module produced \(sigmoid in",
+        GraphError,
+    )
 
 
 def test_int8_on_the_raw_input_is_written_with_a_warning(tmp_path) -> None:
