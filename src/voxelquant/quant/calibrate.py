@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from voxelquant.errors import CalibrationError
 from voxelquant.quant.calibrators import choose_amax
@@ -20,7 +20,7 @@ from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_am
 from voxelquant.quant.range_trainer import quantized_weights
 from voxelquant.quant.sparse_part import ending_after_sparse_part
 from voxelquant.quant.spec import Method, QuantSpec
-from voxelquant.sparse import convolution_of, is_sparse_tensor
+from voxelquant.sparse import is_sparse_tensor
 
 Progress = Callable[[int, int], None]
 
