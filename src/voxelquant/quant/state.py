@@ -120,6 +120,16 @@ class QuantState:
             if key.startswith(CARRIED)
         }
 
+    def set_ranges(self, qmodel: nn.Module) -> None:
+        """Give the quantizers of a model with this state's plan its ranges, in place."""
+        for name, quantizer in quantization_of(qmodel).tensor_quantizers.items():
+            quantizer.set_amax(self.activation_amax(name))
+        for node in self.plan.quantized_convs:
+            conv = qmodel.get_submodule(node.path)
+            assert isinstance(conv, QuantSparseConvBase)
+            assert conv.weight_quantizer is not None
+            conv.weight_quantizer.set_amax(self.weight_amax(node.path))
+
     def weight_amax(self, path: str) -> Tensor:
         """Ranges `[c_out]` of an int8 convolution's weight."""
         return self.tensors[WEIGHT_AMAX + path]
@@ -150,13 +160,7 @@ class QuantState:
                 if key in convs:
                     value = require_convolution(qmodel, convs[key]).own_layout(value)
                 target.copy_(value)
-        for name, quantizer in quantization_of(qmodel).tensor_quantizers.items():
-            quantizer.set_amax(self.activation_amax(name))
-        for node in self.plan.quantized_convs:
-            conv = qmodel.get_submodule(node.path)
-            assert isinstance(conv, QuantConvBase)
-            assert conv.weight_quantizer is not None
-            conv.weight_quantizer.set_amax(self.weight_amax(node.path))
+        self.set_ranges(qmodel)
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
