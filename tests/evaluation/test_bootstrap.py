@@ -10,7 +10,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 
 from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.errors import BadInputError, DatasetError
-from voxelquant.evaluation.bootstrap import paired_difference, score
+from voxelquant.evaluation.bootstrap import PairedReference, paired_difference, score
 from voxelquant.evaluation.matching import Matches, match_boxes
 from voxelquant.evaluation.nuscenes import PROTOCOL, evaluate_detections, match_submission
 
@@ -163,6 +163,19 @@ def test_frames_are_paired_by_token_whatever_their_order() -> None:
     backward = paired_difference(matches_of(truth, first), matches_of(turned, second), resamples=10)
     assert backward.mAP.low == pytest.approx(straight.mAP.low, abs=1e-12)
     assert backward.NDS.high == pytest.approx(straight.NDS.high, abs=1e-12)
+
+
+def test_a_reference_for_many_gives_each_pair_its_own_difference() -> None:
+    rng = np.random.default_rng(6)
+    truth = random_truth(rng, 12)
+    first = matches_of(truth, detections_of(rng, truth, noise_m=0.4))
+    reference = PairedReference(first, resamples=15, seed=3)
+    turned = {token: truth[token] for token in reversed(truth)}
+    for other_truth, noise_m in ((truth, 0.6), (turned, 1.0)):
+        other = matches_of(other_truth, detections_of(rng, truth, noise_m=noise_m))
+        wanted = paired_difference(first, other, resamples=15, seed=3)
+        assert reference.difference_to(other) == wanted
+        assert wanted.mAP.low < wanted.mAP.high
 
 
 def test_other_frames_are_refused() -> None:
