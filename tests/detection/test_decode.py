@@ -78,8 +78,8 @@ def test_candidates_agree_with_the_plain_loop(small_head: HeadSpec, with_velocit
         for name in maps:
             maps[name] = torch.randn(maps[name].shape, generator=generator)
         offset = spec.label_offsets[task]
-        found, frame = find_candidates(maps, spec, label_offset=offset)
-        parts = (frame[:, None], found.boxes_det3d, found.scores[:, None], found.labels[:, None])
+        found, cells = find_candidates(maps, spec, label_offset=offset)
+        parts = (cells[:, :1], found.boxes_det3d, found.scores[:, None], found.labels[:, None])
         rows = torch.cat(parts, dim=1)
         expected = torch.tensor(oracle_candidates(maps, spec, offset))
         assert len(expected) > 50

@@ -8,7 +8,7 @@ from voxelquant.quant.recipe import Recipe, Rule, bundled_recipes, load_recipe
 
 
 def test_bundled_recipes_load_under_their_names() -> None:
-    assert bundled_recipes() == ["fp16", "int8", "nvidia", "reference"]
+    assert bundled_recipes() == ["every_layer", "fp16", "int8", "nvidia", "reference"]
     for name in bundled_recipes():
         assert load_recipe(name).name == name
         assert load_recipe(name).description

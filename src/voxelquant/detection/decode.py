@@ -32,6 +32,15 @@ class Detections:
         )
 
 
+@dataclass(frozen=True)
+class LocatedDetections:
+    """Boxes of one frame with the head cells that they were read from."""
+
+    detections: Detections
+    tasks: Tensor  # [k] int64
+    cells_yx: Tensor  # [k, 2] int64: iy, ix
+
+
 def decode_predictions(preds: Sequence[Mapping[str, Tensor]], spec: HeadSpec) -> list[Detections]:
     """Boxes of every frame of a batch, after suppression.
 
@@ -43,14 +52,22 @@ def decode_predictions(preds: Sequence[Mapping[str, Tensor]], spec: HeadSpec) ->
     Returns:
         One item per frame.
     """
-    batch_size = len(preds[0]["hm"])
-    found: list[list[Detections]] = [[] for _ in range(batch_size)]
+    return [located.detections for located in locate_detections(preds, spec)]
+
+
+def locate_detections(
+    preds: Sequence[Mapping[str, Tensor]], spec: HeadSpec
+) -> list[LocatedDetections]:
+    """`decode_predictions`, and where in the maps each box was read."""
+    found: list[list[LocatedDetections]] = [[] for _ in range(len(preds[0]["hm"]))]
     for task, maps in enumerate(preds):
-        candidates, frame = find_candidates(maps, spec, label_offset=spec.label_offsets[task])
-        for index, detections in enumerate(found):
-            rows = (frame == index).nonzero().squeeze(1)
-            detections.append(_suppress(_take(candidates, rows), spec, task))
-    return [_concatenate(detections) for detections in found]
+        candidates, cells = find_candidates(maps, spec, label_offset=spec.label_offsets[task])
+        for index, located in enumerate(found):
+            rows = (cells[:, 0] == index).nonzero().squeeze(1)
+            kept = rows[_suppress(_take(candidates, rows), spec, task)]
+            tasks = torch.full_like(kept, task)
+            located.append(LocatedDetections(_take(candidates, kept), tasks, cells[kept, 1:]))
+    return [_concatenate(located) for located in found]
 
 
 def find_candidates(
@@ -67,7 +84,7 @@ def find_candidates(
         label_offset: Global label of the task's first class.
 
     Returns:
-        The candidates of all frames, and the frame of each, [k] int64.
+        The candidates of all frames, and the cell of each, [k, 3] int64: frame, iy, ix.
     """
     scores, cats = maps["hm"].float().sigmoid().max(dim=1)  # [b, H, W]
     frame, iy, ix = (scores > spec.decode.score_threshold).nonzero(as_tuple=True)
@@ -79,7 +96,7 @@ def find_candidates(
     within = ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(dim=1)
     labels = cats[frame, iy, ix] + label_offset
     candidates = Detections(boxes, scores[frame, iy, ix], labels)
-    return _take(candidates, within), frame[within]
+    return _take(candidates, within), torch.stack((frame, iy, ix), dim=1)[within]
 
 
 def decode_boxes(at_cells: Mapping[str, Tensor], iy: Tensor, ix: Tensor, grid: BevGrid) -> Tensor:
@@ -103,18 +120,17 @@ def decode_boxes(at_cells: Mapping[str, Tensor], iy: Tensor, ix: Tensor, grid: B
     return torch.cat((centre, at_cells["height"], at_cells["dim"].exp(), *velocity, yaw), dim=1)
 
 
-def _suppress(candidates: Detections, spec: HeadSpec, task: int) -> Detections:
+def _suppress(candidates: Detections, spec: HeadSpec, task: int) -> Tensor:
+    """Rows of one frame's candidates that stay, best first, [kept] int64."""
     decode = spec.decode
     if decode.circular_nms:
-        kept = circle_nms(
+        return circle_nms(
             candidates.boxes_det3d[:, :2],
             candidates.scores,
             min_radius_m2=decode.min_radius[task],
             post_max_size=decode.nms.post_max_size,
         )
-    else:
-        kept = rotated_nms(candidates.boxes_det3d, candidates.scores, decode.nms)
-    return _take(candidates, kept)
+    return rotated_nms(candidates.boxes_det3d, candidates.scores, decode.nms)
 
 
 def _take(detections: Detections, rows: Tensor) -> Detections:
@@ -123,9 +139,13 @@ def _take(detections: Detections, rows: Tensor) -> Detections:
     )
 
 
-def _concatenate(parts: Sequence[Detections]) -> Detections:
-    return Detections(
-        torch.cat([part.boxes_det3d for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
+def _concatenate(parts: Sequence[LocatedDetections]) -> LocatedDetections:
+    return LocatedDetections(
+        Detections(
+            torch.cat([part.detections.boxes_det3d for part in parts]),
+            torch.cat([part.detections.scores for part in parts]),
+            torch.cat([part.detections.labels for part in parts]),
+        ),
+        torch.cat([part.tasks for part in parts]),
+        torch.cat([part.cells_yx for part in parts]),
     )

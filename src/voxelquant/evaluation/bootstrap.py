@@ -67,8 +67,7 @@ def paired_difference(
         sampled[row] = np.subtract(score(second, drawn[places]), score(first, drawn))
         if progress is not None:
             progress(row + 1, resamples)
-    whole = np.ones(len(first.tokens), dtype=np.int64)
-    exact = np.subtract(score(second, whole), score(first, whole))
+    exact = np.subtract(whole_score(second), whole_score(first))
     return _difference(exact, sampled, len(first.tokens), seed)
 
 
@@ -85,8 +84,6 @@ class PairedReference:
         self._matches = matches
         self._seed = seed
         self._draws = list(_draws(len(matches.tokens), resamples, seed))
-        self._whole = np.ones(len(matches.tokens), dtype=np.int64)
-        self.score = score(matches, self._whole)  # mAP and NDS
         self._sampled = np.array([score(matches, drawn) for drawn in self._draws])
 
     def difference_to(self, other: Matches) -> PairedDifference:
@@ -97,7 +94,7 @@ class PairedReference:
         """
         places = _places(self._matches, other)
         sampled = np.array([score(other, drawn[places]) for drawn in self._draws]) - self._sampled
-        exact = np.subtract(score(other, self._whole), self.score)
+        exact = np.subtract(whole_score(other), whole_score(self._matches))
         return _difference(exact, sampled, len(other.tokens), self._seed)
 
 
@@ -128,6 +125,11 @@ def _difference(
         Interval(float(exact[i]), float(low[i]), float(high[i])) for i in range(len(exact))
     )
     return PairedDifference(mean_ap, nds, frames, len(sampled), seed)
+
+
+def whole_score(matches: Matches) -> tuple[float, float]:
+    """MAP and NDS of the frames as they are: the official values."""
+    return score(matches, np.ones(len(matches.tokens), dtype=np.int64))
 
 
 def score(matches: Matches, counts: Counts) -> tuple[float, float]:
