@@ -37,6 +37,7 @@ VERBS = (
     "ptq",
     "qat",
     "eval",
+    "sensitivity",
     "export",
     "check",
     "parity",

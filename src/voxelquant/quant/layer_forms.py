@@ -87,17 +87,22 @@ def _layers(plan: PrecisionPlan) -> list[FusedNode]:
 
 
 def _in_float(node: FusedNode, module: nn.Module, output: Precision = "fp16") -> nn.Module:
-    precision = LayerPrecision("fp16", ("fp16",) * len(node.inputs), output)
+    precision = LayerPrecision("fp16", _fp16_inputs(node), output)
     if isinstance(module, QuantSparseConvBase):
         return type(module)(module, precision, None, None)
     return QuantSparseAdd(precision, None)
 
 
 def _alone(node: FusedNode, module: nn.Module) -> nn.Module:
-    precision = LayerPrecision("int8", ("fp16",) * len(node.inputs), "fp16")
+    precision = LayerPrecision("int8", _fp16_inputs(node), "fp16")
     if isinstance(module, QuantSparseConvBase):
         return type(module)(module, precision, module.input_quantizer, module.weight_quantizer)
     assert isinstance(module, QuantSparseAdd)
     assert module.input0_quantizer is not None
     assert module.input1_quantizer is not None
     return QuantSparseAdd(precision, (module.input0_quantizer, module.input1_quantizer))
+
+
+def _fp16_inputs(node: FusedNode) -> tuple[Precision, ...]:
+    fp16: Precision = "fp16"
+    return tuple(fp16 for _ in node.inputs)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from voxelquant.detection.decode import Detections
 from voxelquant.detection.head_change import HeadChange
-from voxelquant.evaluation.bootstrap import PairedDifference, PairedReference, whole_score
+from voxelquant.evaluation.bootstrap import Interval, PairedDifference, PairedReference, whole_score
 from voxelquant.evaluation.frame_matcher import FrameMatcher
 from voxelquant.quant.layer_forms import Mode
 from voxelquant.recipes.distributed import World
@@ -58,23 +58,23 @@ class LayerScore:
         name: node name.
         kind: `conv` or `add`.
         score: of the variant in which this layer deviates.
-        cost_mAP: mAP lost by quantizing the layer; negative where it came out better.
+        cost_mAP: mAP lost by quantizing the layer, with its interval; negative where it came out
+            better.
+        cost_NDS: likewise.
         cost_proxy: proxy gained by quantizing it.
     """
 
     name: str
     kind: str
     score: VariantScore
-    cost_mAP: float | None
+    cost_mAP: Interval | None
+    cost_NDS: Interval | None
     cost_proxy: float
 
     @property
     def surely_costs(self) -> bool:
         """Whether 0 lies outside of the interval of the mAP, on the side of a loss."""
-        if self.score.metric is None or self.cost_mAP is None:
-            return False
-        interval = self.score.metric.difference.mAP
-        return self.cost_mAP > 0 and interval.low * interval.high > 0
+        return self.cost_mAP is not None and self.cost_mAP.low > 0
 
 
 def score_proxies(outcomes: Mapping[int, FrameOutcome]) -> list[ProxyScore]:
@@ -139,16 +139,24 @@ def cost_layers(
     sign = 1.0 if mode == "one" else -1.0
     costs = []
     for (name, kind), score in zip(layers.items(), scores, strict=True):
-        metric = score.metric
-        cost = None if metric is None else -sign * metric.difference.mAP.value
+        lost = (None, None) if score.metric is None else _lost(score.metric.difference, mode)
         proxy = sign * (score.proxy.total - shared.proxy.total)
-        costs.append(LayerScore(name, kind, score, None if cost is None else cost + 0.0, proxy))
+        costs.append(LayerScore(name, kind, score, *lost, proxy))
     return sorted(costs, key=_worst_first)
+
+
+def _lost(difference: PairedDifference, mode: Mode) -> tuple[Interval, Interval]:
+    """MAP and NDS that quantizing the layer loses, given what the deviation gains."""
+    gained = (difference.mAP, difference.NDS)
+    if mode == "all-but-one":
+        return gained
+    mean_ap, nds = (Interval(0.0 - i.value, 0.0 - i.high, 0.0 - i.low) for i in gained)
+    return mean_ap, nds
 
 
 def _worst_first(layer: LayerScore) -> tuple[float, float]:
     # The proxy decides between layers of equal mAP.
-    return (-(layer.cost_mAP or 0.0), -layer.cost_proxy)
+    return (0.0 if layer.cost_mAP is None else -layer.cost_mAP.value, -layer.cost_proxy)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
