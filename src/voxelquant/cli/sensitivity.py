@@ -42,7 +42,7 @@ import click
     type=click.Choice(["mse", "max", "percentile", "entropy"]),
     help="How ranges of float weights are chosen; default: the recipe's.",
 )
-@click.option("--recipe", help="Bundled name or YAML file; default for float weights: every_layer.")
+@click.option("--recipe", help="Bundled name or YAML file; default for float weights: int8.")
 @click.option(
     "--keep-worst",
     type=click.IntRange(min=0),

@@ -45,7 +45,7 @@ from voxelquant.recipes.sensitivity_scores import (
 from voxelquant.recipes.sensitivity_store import ProfileStore
 
 Metric = Literal["map", "proxy"]
-DEFAULT_RECIPE = "every_layer"
+DEFAULT_RECIPE = "int8"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class SensitivityRequest:
         float_weights: what the QuantState in `weights` was made from. Without them its stored
             weights, which are rounded to their codes already, serve as the float ones, so that
             only the rounding of activations is seen.
-        recipe: None is `every_layer`; a QuantState has its own.
+        recipe: None is `int8`: all but the convolution on the raw input, which `every_layer`
+            quantizes too; a QuantState has its own.
         method: how ranges are chosen; None is the recipe's.
         calibrate_batches: batches that ranges are chosen from.
         batch_size: frames of a calibration batch.

@@ -199,8 +199,8 @@ def _bar(layer: LayerScore, kept: bool) -> LayerBar:
     cost = layer.cost_mAP
     if cost is None:
         return LayerBar(layer.name, layer.cost_proxy, kept=kept)
-    points = (100 * value for value in (cost.value, cost.low, cost.high))
-    return LayerBar(layer.name, layer.cost_proxy, *points, kept=kept)
+    points, low, high = (100 * value for value in (cost.value, cost.low, cost.high))
+    return LayerBar(layer.name, layer.cost_proxy, points, low, high, kept)
 
 
 def _title(result: SensitivityResult, origin: Mapping[str, Any]) -> str:

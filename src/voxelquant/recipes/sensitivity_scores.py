@@ -139,15 +139,15 @@ def cost_layers(
     sign = 1.0 if mode == "one" else -1.0
     costs = []
     for (name, kind), score in zip(layers.items(), scores, strict=True):
-        lost = (None, None) if score.metric is None else _lost(score.metric.difference, mode)
+        mean_ap, nds = (None, None) if score.metric is None else _lost(score.metric, mode)
         proxy = sign * (score.proxy.total - shared.proxy.total)
-        costs.append(LayerScore(name, kind, score, *lost, proxy))
+        costs.append(LayerScore(name, kind, score, mean_ap, nds, proxy))
     return sorted(costs, key=_worst_first)
 
 
-def _lost(difference: PairedDifference, mode: Mode) -> tuple[Interval, Interval]:
+def _lost(metric: MetricScore, mode: Mode) -> tuple[Interval, Interval]:
     """MAP and NDS that quantizing the layer loses, given what the deviation gains."""
-    gained = (difference.mAP, difference.NDS)
+    gained = (metric.difference.mAP, metric.difference.NDS)
     if mode == "all-but-one":
         return gained
     mean_ap, nds = (Interval(0.0 - i.value, 0.0 - i.high, 0.0 - i.low) for i in gained)
