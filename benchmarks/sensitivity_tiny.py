@@ -22,7 +22,8 @@ from voxelquant.recipes.demo import CONFIG, tiny_weights
 from voxelquant.recipes.evaluate import EvaluateRequest, Evaluation, run_evaluation
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.ptq import PtqRequest, run_ptq
-from voxelquant.recipes.sensitivity import SensitivityRequest, run_sensitivity
+from voxelquant.recipes.sensitivity import run_sensitivity
+from voxelquant.recipes.sensitivity_request import SensitivityRequest
 from voxelquant.recipes.sensitivity_result import SensitivityResult
 
 CALIBRATION_SEED, VALIDATION_SEED = 2, 3  # neither is the training's; docs/tiny_weights.md

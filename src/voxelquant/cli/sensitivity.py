@@ -76,7 +76,8 @@ import click
 def command(keep_worst: int | None, tolerance: float, **options: object) -> None:
     """Rank the layers of CONFIG by what quantizing each of them costs; suggests a recipe."""
     from voxelquant.recipes.progress import StageReporter
-    from voxelquant.recipes.sensitivity import SensitivityRequest, run_sensitivity
+    from voxelquant.recipes.sensitivity import run_sensitivity
+    from voxelquant.recipes.sensitivity_request import SensitivityRequest
     from voxelquant.recipes.sensitivity_result import SuggestionRule
     from voxelquant.recipes.sensitivity_text import print_sensitivity
 

@@ -12,6 +12,7 @@ from voxelquant.quant.fold import fold_batchnorm
 from voxelquant.quant.insert import attach, insert_layers, quantization_of
 from voxelquant.quant.modules import LayerPrecision, QuantSparseAdd, QuantSparseConvBase
 from voxelquant.quant.plan import PrecisionPlan
+from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.recipe import Precision
 from voxelquant.quant.replay import ReplayableGraph
 from voxelquant.quant.state import QuantState
@@ -62,7 +63,8 @@ def layer_forms(qmodel: nn.Module, mode: Mode = "one") -> LayerForms:
     In mode `one` a layer alone is quantized: its weight and its input tensor, or both operands of
     a sum, pass their quantizers; every tensor is rounded to fp16, its own input and output too. In
     mode `all-but-one` the layer alone reads its operands in fp16 and keeps its fp16 weight; all
-    others, and the types of the tensors between them, are as the plan has them.
+    others, and the types of the tensors between them, are as the plan has them (with `ranges:
+    in_place` it still reads what other readers have left behind).
 
     Neither is a plan that an engine would accept (there a tensor has one type, and a sum in fp16
     drags its neighbours along): the question is what a layer does by itself.
@@ -75,10 +77,7 @@ def layer_forms(qmodel: nn.Module, mode: Mode = "one") -> LayerForms:
     if mode == "one":
         changed = {node.name: _alone(node, quantized.modules[node.name]) for node in layers}
         return LayerForms(plan, floats, quantized, floats, changed)
-    changed = {
-        node.name: _in_float(node, quantized.modules[node.name], plan.tensor_precision[node.name])
-        for node in layers
-    }
+    changed = {node.name: _left_out(node, quantized.modules[node.name], plan) for node in layers}
     return LayerForms(plan, floats, quantized, quantized, changed)
 
 
@@ -86,14 +85,26 @@ def _layers(plan: PrecisionPlan) -> list[FusedNode]:
     return [node for node in plan.graph.nodes if node.kind in ("conv", "add")]
 
 
-def _in_float(node: FusedNode, module: nn.Module, output: Precision = "fp16") -> nn.Module:
-    precision = LayerPrecision("fp16", _fp16_inputs(node), output)
+def _in_float(node: FusedNode, module: nn.Module) -> nn.Module:
+    """The layer with nothing quantized, between fp16 tensors."""
+    precision = LayerPrecision("fp16", _fp16_inputs(node), "fp16")
     if isinstance(module, QuantSparseConvBase):
         return type(module)(module, precision, None, None)
     return QuantSparseAdd(precision, None)
 
 
+def _left_out(node: FusedNode, module: nn.Module, plan: PrecisionPlan) -> nn.Module:
+    """The layer with nothing quantized, between the tensors of the plan."""
+    precision = LayerPrecision("fp16", _fp16_inputs(node), plan.tensor_precision[node.name])
+    if isinstance(module, QuantSparseConvBase):
+        return type(module)(module, precision, None, None, _all_of(module.earlier_quantizers))
+    assert isinstance(module, QuantSparseAdd)
+    earlier = (module.earlier0_quantizers, module.earlier1_quantizers)
+    return QuantSparseAdd(precision, None, tuple(_all_of(quantizers) for quantizers in earlier))
+
+
 def _alone(node: FusedNode, module: nn.Module) -> nn.Module:
+    """The layer quantized, between fp16 tensors that nobody else has quantized."""
     precision = LayerPrecision("int8", _fp16_inputs(node), "fp16")
     if isinstance(module, QuantSparseConvBase):
         return type(module)(module, precision, module.input_quantizer, module.weight_quantizer)
@@ -101,6 +112,10 @@ def _alone(node: FusedNode, module: nn.Module) -> nn.Module:
     assert module.input0_quantizer is not None
     assert module.input1_quantizer is not None
     return QuantSparseAdd(precision, (module.input0_quantizer, module.input1_quantizer))
+
+
+def _all_of(quantizers: nn.ModuleList) -> tuple[TensorQuantizer, ...]:
+    return tuple(q for q in quantizers if isinstance(q, TensorQuantizer))
 
 
 def _fp16_inputs(node: FusedNode) -> tuple[Precision, ...]:

@@ -15,8 +15,8 @@ class SuggestedRecipe:
     """A recipe that keeps some layers in fp16.
 
     Attributes:
-        recipe: the policy; it holds no rule that demands int8, so that no rule can clash with a
-            layer that is kept.
+        recipe: the policy. It holds no rule that demands int8, and no tensor is quantized in
+            place: either could clash with a layer that is kept.
         kept: the layers that were asked for, in execution order.
         dragged: sums that the plan's rules take to fp16 with them, in execution order: a sum
             computes in int8 only between int8 tensors and into one.
@@ -43,7 +43,7 @@ def keep_in_fp16(
     fp16 = [n for n in layers if plan.precision[n.name] == "fp16" or n.name in kept]
     rules = [rule for original in recipe.rules if (rule := _without_demands(original)) is not None]
     rules += [Rule(match=_literally(node.path), precision="fp16") for node in fp16]
-    changes = {"name": name, "description": description, "precision": "int8"}
+    changes = {"name": name, "description": description, "precision": "int8", "ranges": "tensor"}
     suggested = recipe.model_copy(update={**changes, "rules": tuple(rules)})
     made = make_plan(plan.graph, suggested)
     named = {node.name for node in fp16}

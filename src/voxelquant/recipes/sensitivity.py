@@ -7,35 +7,30 @@ in chunks of frames, so that a broken off profile goes on where it stopped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import Path
-from typing import Any, Literal
-
-from voxelquant import __version__
-from voxelquant.data.records import FrameDataset
 from voxelquant.detection.checkpoint import load_weights
-from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError
 from voxelquant.evaluation.frame_matcher import FrameMatcher
-from voxelquant.quant.layer_forms import Mode, with_ranges_of
-from voxelquant.quant.recipe import load_recipe
-from voxelquant.quant.spec import Method
+from voxelquant.quant.calibrate import set_ranges
+from voxelquant.quant.layer_forms import with_ranges_of
 from voxelquant.quant.state import QuantState
 from voxelquant.recipes.artifacts import make_work_dir
+from voxelquant.recipes.calibration import Calibration, CalibrationJob, weights_digest
 from voxelquant.recipes.datasets import Purpose, open_dataset
-from voxelquant.recipes.detect import Engine, is_quant_state, naming, open_detector
+from voxelquant.recipes.detect import Engine, naming, open_detector
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.ptq import calibration_batches, quantize_detector
+from voxelquant.recipes.quant_states import is_quant_state, load_quant_state
 from voxelquant.recipes.sensitivity_frames import VariantRunner
-from voxelquant.recipes.sensitivity_result import (
-    SensitivityResult,
-    SuggestionRule,
-    conclude,
-    write_result,
+from voxelquant.recipes.sensitivity_request import (
+    SensitivityRequest,
+    check_combination,
+    profile_identity,
+    recipe_of,
+    spaced_indices,
 )
+from voxelquant.recipes.sensitivity_result import SensitivityResult, conclude, write_result
 from voxelquant.recipes.sensitivity_scores import (
     MetricScore,
     VariantScore,
@@ -43,59 +38,6 @@ from voxelquant.recipes.sensitivity_scores import (
     score_proxies,
 )
 from voxelquant.recipes.sensitivity_store import ProfileStore
-
-Metric = Literal["map", "proxy"]
-DEFAULT_RECIPE = "int8"
-
-
-@dataclass(frozen=True)
-class SensitivityRequest:
-    """What the command line asks for.
-
-    Attributes:
-        config: detector.
-        data: data root; None is the config's.
-        weights: float weights, which are calibrated here, or a QuantState, whose ranges are taken.
-        work_dir: results, and what a broken off profile needs to go on.
-        metric: `map`: the official metric, and the proxy beside it; `proxy`: needs no labels.
-        mode: `one` layer quantized at a time, or `all-but-one`.
-        float_weights: what the QuantState in `weights` was made from. Without them its stored
-            weights, which are rounded to their codes already, serve as the float ones, so that
-            only the rounding of activations is seen.
-        recipe: None is `int8`: all but the convolution on the raw input, which `every_layer`
-            quantizes too; a QuantState has its own.
-        method: how ranges are chosen; None is the recipe's.
-        calibrate_batches: batches that ranges are chosen from.
-        batch_size: frames of a calibration batch.
-        frames: so many, evenly spaced over the split; None is all of them.
-        rule: which layers the suggested recipe keeps in fp16.
-        resamples: of the bootstrap behind the intervals.
-        save_every: frames in a chunk: at most so many are lost when a process is killed.
-        split: of the frames; default: the one for validation.
-        calibration_split: default: the one for training.
-        version: version folder of the tables.
-        device: where it runs.
-    """
-
-    config: str
-    data: str | None
-    weights: Path
-    work_dir: Path
-    metric: Metric = "map"
-    mode: Mode = "one"
-    float_weights: Path | None = None
-    recipe: str | None = None
-    method: Method | None = None
-    calibrate_batches: int = 400
-    batch_size: int = 1
-    frames: int | None = None
-    rule: SuggestionRule = field(default_factory=SuggestionRule)
-    resamples: int = 500
-    save_every: int = 10
-    split: str | None = None
-    calibration_split: str | None = None
-    version: str | None = None
-    device: str = "auto"
 
 
 def run_sensitivity(
@@ -130,21 +72,23 @@ class _Profile:
         self.indices = spaced_indices(len(self.dataset), request.frames)
         self.store = ProfileStore(request.work_dir)
         self.from_state = is_quant_state(request.weights)
-        _check_combination(request, self.from_state)
+        check_combination(request, self.from_state)
 
     def run(self) -> SensitivityResult | None:
         matcher = self._matcher()  # before the work: labels may be missing
-        if self.world.is_main:
-            make_work_dir(self.request.work_dir)
-            self.store.open(_identity(self.request, self.config, self.dataset, self.indices))
-            self.store.sweep()
-            if not self.from_state and not self.store.ranges.exists():
-                self._calibrate()
-        self.world.barrier()
+        if self.world.in_main(self._open):
+            self._calibrate()
         runner = self._runner()
         self._run_frames(runner)
         self.world.barrier()
         return self._conclude(runner, matcher)
+
+    def _open(self) -> bool:
+        """Open the work dir; whether ranges have to be found first."""
+        make_work_dir(self.request.work_dir)
+        self.store.open(profile_identity(self.request, self.config, self.dataset, self.indices))
+        self.store.sweep()
+        return not self.from_state and not self.store.ranges.exists()
 
     def _matcher(self) -> FrameMatcher | None:
         if self.request.metric == "proxy":
@@ -153,37 +97,38 @@ class _Profile:
         return FrameMatcher(self.dataset.nusc, tokens, self.config.class_names)
 
     def _calibrate(self) -> None:
-        request = self.request
-        recipe = load_recipe(request.recipe or DEFAULT_RECIPE)
-        dataset = open_dataset(
-            self.config,
-            request.data,
-            request.calibration_split,
-            request.version,
-            purpose=Purpose.TRAIN,
-        )
-        detector = open_detector(self.config, request.weights, Engine.FLOAT, self.world.device)
+        request, world = self.request, self.world
+        split, version = request.calibration_split, request.version
+        dataset = open_dataset(self.config, request.data, split, version, purpose=Purpose.TRAIN)
+        detector = open_detector(self.config, request.weights, Engine.FLOAT, world.device)
         batches = min(request.calibrate_batches, len(dataset) // request.batch_size)
-        title = f"calibrating on {batches} batches"
+        job = CalibrationJob(dataset, batches, request.batch_size)
+        calibration = Calibration(detector, recipe_of(request), job, world)
+        calibration.begin(request.work_dir, weights_digest(request.weights))
+        title = f"calibrating on {batches} batches{world.in_words}"
         with self.reporter.stage("calibrate", title) as advance:
-            read = calibration_batches(detector, dataset, batches, request.batch_size)
-            calibrated = quantize_detector(
-                detector, read, recipe=recipe, method=request.method, progress=advance
-            )
-        calibrated.state.save(self.store.ranges)
+            histograms = calibration.run(advance)
+
+            def finish() -> None:
+                set_ranges(calibration.model, histograms, request.method)
+                metadata = {"config": self.config.name}
+                QuantState.of(calibration.model, metadata).save(self.store.ranges)
+
+            world.in_main(finish)
+            calibration.forget()
 
     def _runner(self) -> VariantRunner:
         request, network = self.request, CenterPoint(self.config)
+        state_file = request.weights if self.from_state else self.store.ranges
+        self.state = load_quant_state(state_file, self.config).state
         weights = request.float_weights if self.from_state else request.weights
-        state = QuantState.load(request.weights if self.from_state else self.store.ranges)
         if weights is None:
-            qmodel = state.apply(network)
+            qmodel = self.state.apply(network)
         else:
             load_weights(network, weights)
-            qmodel = with_ranges_of(state, network)
+            qmodel = with_ranges_of(self.state, network)
         qmodel = qmodel.eval().to(self.world.device)
         assert isinstance(qmodel, CenterPoint)
-        self.state = state
         return VariantRunner(qmodel, self.config, self.world.device, request.mode)
 
     def _run_frames(self, runner: VariantRunner) -> None:
@@ -196,7 +141,7 @@ class _Profile:
         title = f"profiling {len(runner.layers)} layers on {len(todo)} frames of {self.dataset}"
         outcomes = {}
         with self.reporter.stage("profile", title) as advance:
-            for count, place in enumerate(own, 1):
+            for count, place in enumerate(self.world.while_none_failed(own), 1):
                 frame = self.dataset[self.indices[place]]
                 with naming(frame):
                     outcomes[place] = runner.run(frame.points)
@@ -248,63 +193,3 @@ class _Profile:
         }
         write_result(result, self.request.work_dir, origin, self.config)
         return result
-
-
-def spaced_indices(total: int, wanted: int | None) -> list[int]:
-    """So many of the frames, evenly spaced; all of them for None or more than there are.
-
-    >>> spaced_indices(10, 4)
-    [0, 2, 5, 7]
-    """
-    count = total if wanted is None else min(wanted, total)
-    return [place * total // count for place in range(count)]
-
-
-def _check_combination(request: SensitivityRequest, from_state: bool) -> None:
-    if from_state:
-        for flag, value in (("--recipe", request.recipe), ("--method", request.method)):
-            if value is not None:
-                raise BadInputError(
-                    f"{request.weights}: got {flag} for a quantized state, which has its own "
-                    f"recipe and ranges; leave {flag} away, or give float weights"
-                )
-    elif request.float_weights is not None:
-        raise BadInputError(
-            f"{request.weights}: got --float-weights beside float weights, need them only for a "
-            "quantized state; leave them away"
-        )
-
-
-def _identity(
-    request: SensitivityRequest, config: DetectorConfig, dataset: FrameDataset, indices: list[int]
-) -> dict[str, Any]:
-    """Everything that the frames' outcome depends on; metric, rule and processes are none of it."""
-    tokens = [dataset.sample_tokens[index] for index in indices]
-    identity: dict[str, Any] = {
-        "voxelquant": __version__,
-        "config": config,
-        "weights": _digest(request.weights),
-        "float_weights": None if request.float_weights is None else _digest(request.float_weights),
-        "mode": request.mode,
-        "data": Path(dataset.root).resolve(),
-        "version": dataset.version,
-        "split": dataset.split,
-        "frames": sha256(" ".join(tokens).encode()).hexdigest(),
-    }
-    if is_quant_state(request.weights):
-        return identity
-    return identity | {
-        "recipe": load_recipe(request.recipe or DEFAULT_RECIPE),
-        "method": request.method,
-        "calibrate_batches": request.calibrate_batches,
-        "batch_size": request.batch_size,
-        "calibration_split": request.calibration_split,
-    }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
