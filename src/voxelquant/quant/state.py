@@ -126,7 +126,7 @@ class QuantState:
             quantizer.set_amax(self.activation_amax(name))
         for node in self.plan.quantized_convs:
             conv = qmodel.get_submodule(node.path)
-            assert isinstance(conv, QuantSparseConvBase)
+            assert isinstance(conv, QuantConvBase)
             assert conv.weight_quantizer is not None
             conv.weight_quantizer.set_amax(self.weight_amax(node.path))
 
