@@ -34,7 +34,7 @@ def test_without_a_config_the_grid_is_the_published_one(tmp_path) -> None:
     torch.save(nvidia_weights(WIDTHS, in_channels=6), tmp_path / "ptq.pth")
     found = describe_checkpoint(tmp_path / "ptq.pth")
     assert (found.backbone, found.quantized) == (BACKBONE, True)
-    assert found.sparse_shape == (41, 1440, 1440)
+    assert found.grid.sparse_shape == (41, 1440, 1440)
     assert found.notes == ("no config in the file: the grid is that of centerpoint_voxel0075",)
 
 
@@ -48,7 +48,7 @@ def test_our_config_in_the_file_is_read(tmp_path) -> None:
     meta = {"voxelquant": "0.1.0", "config": config_to_yaml(config)}
     found = describe_checkpoint(in_meta(tmp_path, meta, (16, 32, 64, 64)))
     assert (found.config, found.backbone) == (config, config.backbone)
-    assert (found.sparse_shape, found.notes) == ((41, 512, 512), ())
+    assert (found.grid.sparse_shape, found.notes) == ((41, 512, 512), ())
 
 
 def test_a_det3d_config_in_the_file_is_interpreted(tmp_path) -> None:
@@ -71,7 +71,7 @@ def test_an_unreadable_config_is_said_and_left_aside(tmp_path, meta, note) -> No
     found = describe_checkpoint(in_meta(tmp_path, meta, WIDTHS))
     assert found.config is None
     assert note in found.notes[0]
-    assert found.sparse_shape == (41, 1440, 1440)
+    assert found.grid.sparse_shape == (41, 1440, 1440)
 
 
 def test_the_config_of_another_backbone_is_left_aside(tmp_path) -> None:

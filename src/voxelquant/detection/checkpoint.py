@@ -42,7 +42,9 @@ class LoadReport:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+def load_weights(
+    model: nn.Module, path: str | Path, *, leave_aside: tuple[str, ...] = ()
+) -> LoadReport:
     """Load weights strictly; the model is changed only if everything fits.
 
     Reads our safetensors and det3d's `.pth` (`{meta, state_dict, optimizer}` or a bare state
@@ -51,6 +53,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     Args:
         model: a `CenterPoint`, or any model built of the sparse modules.
         path: the weight file.
+        leave_aside: prefixes of tensors that the model does not have and need not.
 
     Raises:
         CheckpointError: unreadable or unsafe file, weights of another model, or NaN or infinite
@@ -62,7 +65,11 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         stored, metadata = read_safetensors(path)
     else:
         stored = find_state_dict(read_torch_file(path), path)
-    weights = det3d_names(stored)
+    weights = {
+        name: value
+        for name, value in det3d_names(stored).items()
+        if not name.startswith(leave_aside)
+    }
     notes = []
     if any(".middle_conv." in name for name in stored):
         notes.append("old names `backbone.middle_conv.*` were mapped to today's")

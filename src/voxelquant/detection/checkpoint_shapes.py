@@ -19,7 +19,7 @@ from voxelquant.detection.config_schema import BackboneConfig
 from voxelquant.detection.config_validation import validate_config
 from voxelquant.detection.nvidia_layout import is_nvidia_checkpoint
 from voxelquant.errors import CheckpointError, ConfigError
-from voxelquant.sparse import Triple, VoxelGrid
+from voxelquant.sparse import VoxelGrid
 
 _DEFAULT_CONFIG = "centerpoint_voxel0075"
 _TAPS = 27  # of conv_input
@@ -35,14 +35,14 @@ class CheckpointDescription:
 
     Attributes:
         backbone: input features and widths, from the shapes of the tensors.
-        sparse_shape: grid (z, y, x) of the sparse tensors.
+        grid: where voxels lie.
         config: what the file's `meta` holds, if it can be read; else None.
         quantized: whether it is an NVIDIA `ptq.pth` or `qat.pth`.
         notes: where the grid comes from, if it had to be assumed.
     """
 
     backbone: BackboneConfig
-    sparse_shape: Triple
+    grid: VoxelGrid
     config: DetectorConfig | None
     quantized: bool
     notes: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
         notes = (*notes, f"no config in the file: the grid is that of {_DEFAULT_CONFIG}")
     grid = VoxelGrid(grid_of.point_range, grid_of.voxel_size)
     quantized = is_nvidia_checkpoint(weights)
-    return CheckpointDescription(backbone, grid.sparse_shape, config, quantized, notes)
+    return CheckpointDescription(backbone, grid, config, quantized, notes)
 
 
 def backbone_of_shapes(weights: Mapping[str, Tensor]) -> BackboneConfig:

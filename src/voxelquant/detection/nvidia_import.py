@@ -35,7 +35,7 @@ from voxelquant.sparse import SparseConvBase, SparseTensor, Triple
 
 RECIPE = "nvidia"
 _COUNTER = "num_batches_tracked"
-_DENSE_PARTS = ("neck.", "bbox_head.")
+DENSE_PARTS = ("neck.", "bbox_head.")
 
 
 class BackboneModel(nn.Module):
@@ -83,8 +83,8 @@ def import_nvidia_checkpoint(
     backbone = network.get_submodule("backbone")
     assert isinstance(backbone, SpMiddleResNetFHD)
     expected = network.state_dict()
-    if not any(name.startswith(_DENSE_PARTS) for name in expected):
-        stored = {k: v for k, v in stored.items() if not k.startswith(_DENSE_PARTS)}
+    if not any(name.startswith(DENSE_PARTS) for name in expected):
+        stored = {k: v for k, v in stored.items() if not k.startswith(DENSE_PARTS)}
     dense = {name: value for name, value in expected.items() if not name.startswith(BACKBONE)}
     recipe = load_recipe(RECIPE)
     plan = plan_backbone(backbone, sparse_shape, recipe)

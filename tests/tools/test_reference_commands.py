@@ -1,0 +1,92 @@
+"""Commands of the reference workflow, typed as they stand in docs/nuscenes.md."""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from voxelquant.export import check_file
+from voxelquant.export.defects import errors_of
+from voxelquant.export.libspconv_reader import read
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = (REPOSITORY / "docs" / "nuscenes.md").read_text()
+COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
+_, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
+
+
+@pytest.fixture(scope="module")
+def ptq(checkout: Path, type_command) -> dict:
+    type_command(PTQ)
+    return torch.load(checkout / "workspace/PTQ_QAT/ptq.pth", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def qat(checkout: Path, ptq: dict, type_command) -> dict:
+    type_command(QAT)
+    return torch.load(checkout / "workspace/PTQ_QAT/qat.pth", weights_only=True)
+
+
+def test_ptq_leaves_a_checkpoint_in_the_reference_layout(ptq: dict) -> None:
+    ranges = [name for name in ptq["state_dict"] if name.endswith("_amax")]
+    assert len(ranges) == 50
+    assert "backbone.conv2.2.quant_add._input_quantizer._amax" in ranges
+
+
+def test_qat_moves_weights_that_the_reference_never_trained(ptq: dict, qat: dict) -> None:
+    name = "backbone.conv3.2.conv1.weight"
+    assert not torch.equal(ptq["state_dict"][name], qat["state_dict"][name])
+    assert ptq["state_dict"].keys() == qat["state_dict"].keys()
+
+
+@pytest.mark.parametrize(("line", "name"), [(TEST_PTQ, "ptq"), (TEST_QAT, "qat")])
+def test_quantized_checkpoints_are_scored(checkout, ptq, qat, type_command, line, name) -> None:
+    printed = type_command(line)
+    assert "mAP" in printed
+    assert "NDS" in printed
+    metrics = json.loads((checkout / f"work_dirs/test_{name}/metrics.json").read_text())
+    assert metrics["engine"] == "fake"
+    assert metrics["metrics"]["samples"] == 3
+
+
+@pytest.mark.parametrize(("line", "name"), [(EXPORT_PTQ, "ptq.onnx"), (EXPORT_QAT, "qat.onnx")])
+def test_quantized_checkpoints_are_exported(checkout, ptq, qat, type_command, line, name) -> None:
+    type_command(line)
+    path = checkout / name
+    assert not errors_of(check_file(path))
+    assert len(read(path).nodes) == 21 + 8 + 8 + 1 + 1
+
+
+def test_float_checkpoint_is_exported_with_its_tensors(checkout, type_command) -> None:
+    rng = np.random.default_rng(0)
+    coords = np.unique(rng.integers(0, [1, 40, 144, 144], (4000, 4)), axis=0).astype(np.int32)
+    voxels = rng.normal(size=(len(coords), 5)).astype(np.float32)
+    content = (voxels, coords, [144, 144, 40], 1)
+    (checkout / "voxels.pkl").write_bytes(pickle.dumps(content))
+    name = "nusc_centerpoint_voxelnet_0075voxel_fix_bn_z"
+    type_command(
+        f"python onnx_export/export-scn.py --ckpt workspace/{name}/epoch_20.pth --in-channel 5 "
+        "--input voxels.pkl --save-onnx float.onnx --save-tensor dump/scn"
+    )
+    assert not errors_of(check_file(checkout / "float.onnx"))
+    header = np.fromfile(checkout / "dump/scn.output", dtype="<i4", count=7)
+    assert header.tolist() == [0x33FF1101, 4, 2, 1, 256, 18, 18]
+    info = np.fromfile(checkout / "dump/scn.info", dtype="<i4")
+    assert info.tolist() == [0x33FF1101, 1, 1, 4, 1, 144, 144, 40]
+
+
+def test_other_flags_of_the_pipeline_are_taken(checkout, type_command) -> None:
+    name = "nusc_centerpoint_voxelnet_0075voxel_fix_bn_z"
+    type_command(
+        "torchrun --nproc_per_node=1 ./tools/centerpoint_qat_pipline.py "
+        f"configs/nusc/voxelnet/{name}.py --resume_from workspace/{name}/epoch_20.pth --ptq_mode "
+        "--calibrate_batch 2 --validate --gpus 1 --seed 3 --launcher pytorch --local_rank 0 "
+        "--autoscale-lr"
+    )
+    folder = checkout / "work_dirs" / name
+    assert (folder / "ptq.pth").exists()
+    assert json.loads((folder / "eval/metrics.json").read_text())["engine"] == "fake"
