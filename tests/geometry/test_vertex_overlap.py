@@ -110,16 +110,38 @@ def test_identical_boxes_and_boxes_without_area() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.2, 0.7])
 @pytest.mark.parametrize("seed", [5, 6])
 def test_the_shortcut_decides_as_the_whole_procedure(threshold: float, seed: int) -> None:
-    a, b = random_pairs(300, seed)
-    a[:, :2] *= 0.1  # one crowd: most of the 300 x 300 pairs are close
+    a, b = random_pairs(120, seed)
+    a[:, :2] *= 0.1  # one crowd: most of the 120 x 120 pairs are close
     b[:, :2] *= 0.1
+    b[:40] = a[:40] + 0.003 * b[40:80].cos()  # twins, a few millimetres apart
     a[::3, 2:4] *= 0.02  # sizes down to 6 mm, where the margin is everything
     above = vertex_iou_above(a, b, threshold)
-    whole = vertex_iou_bev_pairs(a.repeat_interleave(300, 0), b.repeat(300, 1)).view(300, 300)
+    whole = vertex_iou_bev_pairs(a.repeat_interleave(120, 0), b.repeat(120, 1)).view(120, 120)
     unclear = (whole - threshold).abs() < 1e-9
     assert torch.equal(above[~unclear], (whole > threshold)[~unclear])
     assert above.any()
     assert not above.all()
+
+
+def test_the_shortcut_sees_every_pair_that_the_margin_decides() -> None:
+    a, b = random_pairs(2000, seed=8)
+    whole, exact = vertex_iou_bev_pairs(a, b), rotated_iou_bev_pairs(a, b)
+    moved = (whole > exact + 1e-6).nonzero().squeeze(1).tolist()
+    assert len(moved) > 50
+    for row in moved:
+        pair = a[row : row + 1], b[row : row + 1]
+        low, high = float(exact[row]), float(whole[row])
+        assert vertex_iou_above(*pair, low + 0.01 * (high - low)).item()
+        assert vertex_iou_above(*pair, low + 0.99 * (high - low)).item()
+        assert not vertex_iou_above(*pair, low + 1.01 * (high - low)).item()
+
+
+def test_boxes_of_the_size_of_the_margin_overlap_across_a_gap() -> None:
+    # Squares of 10 mm with a gap of 9 mm between them; their circles are 5 mm apart.
+    tiny = torch.tensor([[0, 0, 0.01, 0.01, 0]], dtype=torch.float64)
+    beside = torch.tensor([[0.019, 0, 0.01, 0.01, 0]], dtype=torch.float64)
+    assert float(vertex_iou_bev_pairs(tiny, beside)) == pytest.approx(90 / 110)
+    assert vertex_iou_above(tiny, beside, 0.8).item()
 
 
 def test_long_pair_lists_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
