@@ -101,11 +101,15 @@ def test_a_sum_in_the_code_is_quantized_as_one_by_a_module(pair, make_frame, way
         assert not torch.equal(coded(x).features, build(way)(x).features)
 
 
+@pytest.mark.parametrize("ranges", ["frozen", "learned"])
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_are_those_of_the_module(pair, make_frame, way: str) -> None:
+def test_gradients_are_those_of_the_module(pair, make_frame, way: str, ranges: str) -> None:
     models = pair(way)
     for model in models:
         model.train()
+        if ranges == "learned":  # their backward pass reads what the operands held
+            for quantizer in quantization_of(model).tensor_quantizers.values():
+                quantizer.learn()
         model(make_frame(9)).features.square().sum().backward()
     for (name, mine), (_, other) in zip(*(m.named_parameters() for m in models), strict=True):
         assert mine.grad is not None, name

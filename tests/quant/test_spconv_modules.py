@@ -15,6 +15,8 @@ from voxelquant.detection.config_schema import BackboneConfig
 from voxelquant.errors import CalibrationError, GraphError, QuantStateError
 from voxelquant.numerics import sqnr_db
 from voxelquant.quant import QuantState, Recipe, quantization_of
+from voxelquant.quant.range_trainer import RangeTrainer
+from voxelquant.quant.recipe import RangeTraining
 from voxelquant.sparse import SparseTensor
 
 spconv: Any = pytest.importorskip("spconv.pytorch", reason="spconv is not installed here")
@@ -193,6 +195,38 @@ def test_training_reaches_every_weight_and_lowers_the_loss(quantized: Any, name:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["det3d", "odd"])
+@pytest.mark.parametrize("ranges", ["learned", "followed"])
+def test_ranges_train_with_the_weights(quantized: Any, name: str, ranges: str) -> None:
+    policy = RangeTraining(activation_ranges="learned", weight_ranges="learned")
+    if ranges == "followed":
+        policy = RangeTraining(activation_ranges="ema", weight_ranges="max")
+    qmodel = copy.deepcopy(quantized[name]).train()
+    before = QuantState.of(qmodel).tensors
+    trainer = RangeTrainer(qmodel, policy, total_steps=4)
+    optimizer = torch.optim.Adam(qmodel.parameters(), lr=1e-3)
+    run(qmodel, frame_of(name, 1)).square().mean().backward()
+    trainer.before_update(0)
+    optimizer.step()
+    trainer.after_update(0)
+    after = QuantState.of(qmodel).tensors
+    moved = [key for key in before if "_amax/" in key and not torch.equal(before[key], after[key])]
+    assert len(moved) > 0.8 * sum("_amax/" in key for key in before)
+
+
+def test_ranges_of_each_reader_as_the_reference_has_them() -> None:
+    qmodel = calibrated("det3d", "nvidia")
+    plan = quantization_of(qmodel).plan
+    assert (plan.ranges, "backbone.conv2.3.add/input" in plan.range_names) == ("in_place", True)
+    model = OwnDetector().eval()
+    model.load_state_dict(networks.build_network("det3d").state_dict())
+    ours = QuantState.of(qmodel).apply(model)
+    with torch.no_grad():
+        expected, found = ours(own_frame(7)), run(qmodel, frame_of("det3d", 7))
+        plain = run(networks.build_network("det3d"), frame_of("det3d", 7))
+    assert sqnr_db(expected, found) > sqnr_db(plain, found) - DECORRELATED_DB
 
 
 def test_a_wrapped_model_computes_the_same(quantized: Any, tmp_path: Any) -> None:
