@@ -23,6 +23,7 @@ from voxelquant.sparse import SparseTensor
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device here", allow_module_level=True)
 spconv: Any = pytest.importorskip("spconv.pytorch", reason="spconv is not installed here")
+ground: Any = importlib.import_module("spconv_ground")
 networks: Any = importlib.import_module("spconv_networks")
 layers: Any = importlib.import_module("spconv_layers")
 
@@ -62,8 +63,8 @@ def frame_of(name: str, seed: int, batch: int = 1) -> Any:
 
 
 def own_frame(seed: int, batch: int = 1) -> SparseTensor:
-    features, coords = networks.make_voxels(seed, device="cuda", batch=batch, sites=SITES)
-    return SparseTensor.from_coords(features, coords, networks.GRID, batch)
+    features, coords = ground.make_voxels(seed, device="cuda", batch=batch, sites=SITES)
+    return SparseTensor.from_coords(features, coords, ground.GRID, batch)
 
 
 def run(model: nn.Module, frame: Any) -> Tensor:
@@ -127,12 +128,12 @@ def test_states_and_files_of_every_style(quantized: Any, name: str, tmp_path: An
     assert near > 80.0, f"{name}: model against its saved state: {near:.1f} dB"
 
     vq.export_libspconv(qmodel, tmp_path / "scn.onnx", example=frame)
-    features, coords = networks.make_voxels(6, device="cuda", sites=SITES)
+    features, coords = ground.make_voxels(6, device="cuda", sites=SITES)
     runner = vq.FileRunner(tmp_path / "scn.onnx", device="cuda")
-    (output,) = runner(features, coords, networks.GRID).outputs.values()
+    (output,) = runner(features, coords, ground.GRID).outputs.values()
     values = output.values
     if output.coords_bzyx is not None:
-        values = SparseTensor.from_coords(values, output.coords_bzyx, networks.GRID, 1).dense()
+        values = SparseTensor.from_coords(values, output.coords_bzyx, ground.GRID, 1).dense()
     with torch.no_grad():
         fake = sparse_output(name, qmodel, frame, (features, coords))
         plain = sparse_output(name, build(name), frame, (features, coords))

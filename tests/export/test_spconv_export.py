@@ -16,6 +16,7 @@ from voxelquant.quant import QuantState, quantization_of
 from voxelquant.sparse import SparseTensor
 
 spconv: Any = pytest.importorskip("spconv.pytorch", reason="spconv is not installed here")
+ground: Any = importlib.import_module("spconv_ground")
 networks: Any = importlib.import_module("spconv_networks")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
@@ -24,7 +25,7 @@ NAMES = ["det3d", "pcdet", "mmdet", "odd"]
 
 @pytest.fixture(autouse=True)
 def mended() -> Any:
-    with networks.spconv_mended_on_cpu():
+    with ground.spconv_mended_on_cpu():
         yield
 
 
@@ -48,7 +49,7 @@ def calibrated(name: str) -> Any:
 
 def last_sparse_output(name: str, qmodel: Any, seed: int) -> torch.Tensor:
     """What leaves the sparse part of the fake-quant model; dense, as rows have no common order."""
-    features, coords = networks.make_voxels(seed)
+    features, coords = ground.make_voxels(seed)
     if name == "det3d":
         return qmodel.backbone(features, coords, 1)[0]
     if name == "pcdet":
@@ -67,16 +68,14 @@ def test_the_file_computes_what_the_fake_quant_model_does(name: str, tmp_path: A
     kinds = [type(node).__name__ for node in written.graph.nodes]
     plan = quantization_of(qmodel).plan
     assert kinds.count("Add") == sum(n.kind == "add" for n in plan.graph.nodes)
-    features, coords = networks.make_voxels(5)
-    (output,) = vq.FileRunner(tmp_path / "scn.onnx")(
-        features, coords, networks.GRID
-    ).outputs.values()
+    features, coords = ground.make_voxels(5)
+    (output,) = vq.FileRunner(tmp_path / "scn.onnx")(features, coords, ground.GRID).outputs.values()
     with torch.no_grad():
         fake = last_sparse_output(name, qmodel, 5)
         plain = last_sparse_output(name, networks.build_network(name), 5)
     values = output.values
     if output.coords_bzyx is not None:
-        values = SparseTensor.from_coords(values, output.coords_bzyx, networks.GRID, 1).dense()
+        values = SparseTensor.from_coords(values, output.coords_bzyx, ground.GRID, 1).dense()
     assert values.shape == fake.shape
     # Both start from the points: the few codes on ties that differ feed every later layer, until
     # the noise of the two is independent and 3 dB more than that of each.
@@ -87,8 +86,8 @@ def test_the_file_is_that_of_the_own_backbone(tmp_path: Any) -> None:
     theirs, example = calibrated("det3d"), networks.Det3dDetector.frame(1)
 
     ours = QuantState.of(theirs).apply(OwnDetector().eval())
-    features, coords = networks.make_voxels(1)
-    own_example = SparseTensor.from_coords(features, coords, networks.GRID, 1)
+    features, coords = ground.make_voxels(1)
+    own_example = SparseTensor.from_coords(features, coords, ground.GRID, 1)
     mine = vq.export_libspconv(theirs, tmp_path / "theirs.onnx", example=example).graph
     other = vq.export_libspconv(ours, tmp_path / "ours.onnx", example=own_example).graph
     assert (mine.inputs, mine.outputs) == (other.inputs, other.outputs)
@@ -111,11 +110,11 @@ def test_the_file_equals_the_integer_engine_of_the_own_backbone(tmp_path: Any) -
     qmodel = calibrated("det3d")
     vq.export_libspconv(qmodel, tmp_path / "scn.onnx", example=networks.Det3dDetector.frame(1))
     engine = vq.lower(QuantState.of(qmodel).apply(OwnDetector().eval()))
-    features, coords = networks.make_voxels(5)
-    run = vq.FileRunner(tmp_path / "scn.onnx")(features, coords, networks.GRID)
+    features, coords = ground.make_voxels(5)
+    run = vq.FileRunner(tmp_path / "scn.onnx")(features, coords, ground.GRID)
     (output,) = run.outputs.values()
     with torch.no_grad():
-        expected = engine.backbone(SparseTensor.from_coords(features, coords, networks.GRID, 1))
+        expected = engine.backbone(SparseTensor.from_coords(features, coords, ground.GRID, 1))
     assert torch.equal(output.values, expected)
 
 

@@ -20,6 +20,7 @@ from voxelquant.quant.recipe import RangeTraining
 from voxelquant.sparse import SparseTensor
 
 spconv: Any = pytest.importorskip("spconv.pytorch", reason="spconv is not installed here")
+ground: Any = importlib.import_module("spconv_ground")
 networks: Any = importlib.import_module("spconv_networks")
 layers: Any = importlib.import_module("spconv_layers")
 
@@ -34,7 +35,7 @@ DECORRELATED_DB = 4.0
 
 @pytest.fixture(autouse=True)
 def mended() -> Any:
-    with networks.spconv_mended_on_cpu():
+    with ground.spconv_mended_on_cpu():
         yield
 
 
@@ -51,8 +52,8 @@ class OwnDetector(nn.Module):
 
 
 def own_frame(seed: int, batch: int = 1) -> SparseTensor:
-    features, coords = networks.make_voxels(seed, batch=batch)
-    return SparseTensor.from_coords(features, coords, networks.GRID, batch)
+    features, coords = ground.make_voxels(seed, batch=batch)
+    return SparseTensor.from_coords(features, coords, ground.GRID, batch)
 
 
 def frame_of(name: str, seed: int, batch: int = 1) -> Any:
@@ -74,7 +75,7 @@ def calibrated(name: str, recipe: Any = "int8", **options: Any) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def quantized() -> dict[str, nn.Module]:
-    with networks.spconv_mended_on_cpu():
+    with ground.spconv_mended_on_cpu():
         return {name: calibrated(name) for name in NAMES}
 
 
@@ -270,7 +271,7 @@ def test_recipes_match_module_paths_of_the_model() -> None:
 
 def test_maps_that_a_bare_backbone_hands_out_leave_in_fp16() -> None:
     model = networks.build_network("det3d").backbone
-    features, coords = networks.make_voxels(0)
+    features, coords = ground.make_voxels(0)
     qmodel = vq.quantize(model, example=(features, coords, 1))
     outputs = quantization_of(qmodel).plan.graph.outputs
     assert outputs == ("conv1.1.add", "conv2.4.add", "conv3.4.add", "conv4.4.add", "to_dense")

@@ -10,12 +10,12 @@ from voxelquant.errors import GeometryError, GraphError
 from voxelquant.sparse import SparseTensor, convolution_of, resolve_conv_map, sparse_conv
 
 spconv: Any = pytest.importorskip("spconv.pytorch", reason="spconv is not installed here")
-networks: Any = importlib.import_module("spconv_networks")
+ground: Any = importlib.import_module("spconv_ground")
 
 
 @pytest.fixture(autouse=True)
 def mended() -> Any:
-    with networks.spconv_mended_on_cpu():
+    with ground.spconv_mended_on_cpu():
         yield
 
 
@@ -37,10 +37,10 @@ def test_the_described_convolution_computes_what_spconv_does(name: str) -> None:
     torch.manual_seed(2)
     module = CONVS[name]().eval()
     conv = convolution_of(module, name)
-    features, coords = networks.make_voxels(4, channels=conv.in_channels)
+    features, coords = ground.make_voxels(4, channels=conv.in_channels)
     with torch.no_grad():
-        theirs = module(spconv.SparseConvTensor(features, coords, networks.GRID, 1))
-        ours = SparseTensor.from_coords(features, coords, networks.GRID, 1)
+        theirs = module(spconv.SparseConvTensor(features, coords, ground.GRID, 1))
+        ours = SparseTensor.from_coords(features, coords, ground.GRID, 1)
         kernel_map, sites, _ = resolve_conv_map(ours, conv.geometry, conv.indice_key)
         expected = sparse_conv(features, conv.weight.contiguous(), kernel_map, conv.bias)
     dense = SparseTensor(expected, sites).dense()
