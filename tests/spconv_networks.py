@@ -10,9 +10,10 @@ from typing import Any
 
 import spconv.pytorch as spconv
 import torch
-from spconv_ground import GRID, batchnorm, make_voxels
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from spconv_ground import GRID, batchnorm, make_voxels
 
 Frame = Any
 
