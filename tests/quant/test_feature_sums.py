@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_module(pair, make_frame, way: str, ranges: s
     models = pair(way)
     for model in models:
         model.train()
-        if ranges == "learned":  # their backward pass reads what the operands held
+        if ranges == "learned":  # autograd tells if it kept an operand that is written over
             for quantizer in quantization_of(model).tensor_quantizers.values():
                 quantizer.learn()
         model(make_frame(9)).features.square().sum().backward()

@@ -100,12 +100,9 @@ class _SumMode(TorchFunctionMode):
         self.frame.count += 1
         if layer is None:
             return func(*args, **(kwargs or {}))
-        if not total.in_place:
-            return layer(total.first, total.second)
-        # The backward pass reads what the operands held before the sum was written into the first.
-        first = total.first.clone()
-        second = first if total.second is total.first else total.second
-        return total.first.copy_(layer(first, second))
+        summed = layer(total.first, total.second)
+        # Quantizers keep none of their input for the backward pass: autograd would tell.
+        return total.first.copy_(summed) if total.in_place else summed
 
 
 @contextmanager
