@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from voxelquant.quant import Recipe, TensorQuantizer, quantization_of
+from voxelquant.errors import GraphError
+from voxelquant.quant import Recipe, TensorQuantizer, quantization_of, quantize
 from voxelquant.quant.insert import detach
 from voxelquant.quant.layer_forms import LayerForms, layer_forms, with_ranges_of
 from voxelquant.quant.replay import ReplayableGraph, Value
 from voxelquant.quant.state import QuantState
 from voxelquant.quant.substitute import substitute_modules
-from voxelquant.sparse import SparseTensor
+from voxelquant.sparse import SparseTensor, SubMConv3d
 
 EVERY_LAYER = Recipe(name="every", raw_input="int8")
 CHANNELS = {"residual": 5, "plain": 3, "inverse": 5, "pointwise": 5}
@@ -147,6 +148,25 @@ def test_alone_means_that_no_other_quantizer_works(forms_of, mode, make_frame) -
         used.clear()
         forms.shared.rerun(shared, "conv1.0.add", forms.changed["conv1.0.add"])
         assert used == {"conv1.0.conv2", "conv_input.0"}
+
+
+class SumInForward(nn.Module):
+    """A residual block without a module for its sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = SubMConv3d(5, 5, 3)
+        self.second = SubMConv3d(5, 5, 3)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        x = self.first(x)
+        return x.replace_features(self.second(x).features + x.features)
+
+
+def test_what_is_no_module_of_ours_cannot_be_replayed(make_frame) -> None:
+    qmodel = quantize(SumInForward(), EVERY_LAYER, example=make_frame(0))
+    with pytest.raises(GraphError, match=r"add: got a layer that is spconv's, or computed in the"):
+        layer_forms(qmodel)
 
 
 def test_float_weights_take_the_ranges_of_a_state(calibrated, make_network, make_frame) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from voxelquant.errors import GraphError
+from voxelquant.quant.feature_sums import QuantFeatureAdd
 from voxelquant.quant.topology import GRAPH_INPUT, FusedGraph, FusedNode
-from voxelquant.sparse import SparseTensor, apply_module
+from voxelquant.sparse import SparseModule, SparseTensor, apply_module
 
 Value = SparseTensor | Tensor  # a scatter makes a dense map, every other node a sparse tensor
 Values = Mapping[str, Value]  # by tensor name
@@ -36,12 +38,25 @@ class ReplayableGraph:
 
     @classmethod
     def of(cls, model: nn.Module, graph: FusedGraph) -> ReplayableGraph:
-        """The graph over the modules that stand in a model, whose batch norms are folded."""
+        """The graph over the modules that stand in a model, whose batch norms are folded.
+
+        Raises:
+            GraphError: a node is computed by spconv, or in the code of a forward.
+        """
+        modules = dict(model.named_modules())
         relus = {n.name: n.relu_path for n in graph.nodes if n.relu_path is not None}
+        for name, path in [*((n.name, n.path) for n in graph.nodes), *relus.items()]:
+            module = modules.get(path)
+            standing = isinstance(module, (SparseModule, nn.ReLU))
+            if not standing or isinstance(module, QuantFeatureAdd):
+                raise GraphError(
+                    f"{name}: got a layer that is spconv's, or computed in the code of a forward, "
+                    "need modules of voxelquant.sparse to run single layers again"
+                )
         return cls(
             graph,
-            {node.name: model.get_submodule(node.path) for node in graph.nodes},
-            {name: model.get_submodule(path) for name, path in relus.items()},
+            {node.name: modules[node.path] for node in graph.nodes},
+            {name: modules[path] for name, path in relus.items()},
         )
 
     def run(self, x: SparseTensor) -> dict[str, Value]:
