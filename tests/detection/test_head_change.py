@@ -129,9 +129,10 @@ def test_no_velocity_head(spec) -> None:
     assert change(still, maps, copied(maps)) == HeadChange(0.0, 1, 0, 0)
 
 
-def test_positives_know_their_cells(spec, scene) -> None:
+def test_positives_know_their_cells_best_first(spec, scene) -> None:
+    put_box(scene, spec, CAR, (6, 6), 0.95)
     positives = Positives.of(scene, spec)
-    assert positives.tasks.tolist() == [0, 1]
-    assert positives.cells_yx.tolist() == [[2, 3], [5, 1]]
-    assert positives.boxes.labels.tolist() == [CAR, TRUCK]
-    assert torch.allclose(positives.outputs[:, 0], torch.logit(torch.tensor([0.9, 0.6])))
+    assert positives.tasks.tolist() == [0, 0, 1]
+    assert positives.cells_yx.tolist() == [[6, 6], [2, 3], [5, 1]]
+    assert positives.boxes.labels.tolist() == [CAR, CAR, TRUCK]
+    assert torch.allclose(positives.outputs[:, 0], torch.logit(torch.tensor([0.95, 0.9, 0.6])))

@@ -9,13 +9,20 @@ import torch
 from torch import nn
 
 from voxelquant.errors import GraphError
-from voxelquant.quant import Recipe, TensorQuantizer, quantization_of, quantize
+from voxelquant.quant import (
+    LayerPrecision,
+    Recipe,
+    TensorQuantizer,
+    calibrate,
+    quantization_of,
+    quantize,
+)
 from voxelquant.quant.insert import detach
 from voxelquant.quant.layer_forms import LayerForms, layer_forms, with_ranges_of
 from voxelquant.quant.replay import ReplayableGraph, Value
 from voxelquant.quant.state import QuantState
 from voxelquant.quant.substitute import substitute_modules
-from voxelquant.sparse import SparseTensor, SubMConv3d
+from voxelquant.sparse import SparseAdd, SparseTensor, SubMConv3d
 
 EVERY_LAYER = Recipe(name="every", raw_input="int8")
 CHANNELS = {"residual": 5, "plain": 3, "inverse": 5, "pointwise": 5}
@@ -148,6 +155,46 @@ def test_alone_means_that_no_other_quantizer_works(forms_of, mode, make_frame) -
         used.clear()
         forms.shared.rerun(shared, "conv1.0.add", forms.changed["conv1.0.add"])
         assert used == {"conv1.0.conv2", "conv_input.0"}
+
+
+class Branches(nn.Module):
+    """Two convolutions of one tensor, summed: a change reaches the sum by either operand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = SubMConv3d(5, 6, 3)
+        self.right = SubMConv3d(5, 6, 3)
+        self.add = SparseAdd()
+        self.last = SubMConv3d(6, 4, 1)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        return self.last(self.add(self.left(x), self.right(x)))
+
+
+def test_a_change_reaches_a_sum_by_either_operand(make_frame, mode) -> None:
+    qmodel = quantize(Branches(), EVERY_LAYER, example=make_frame(0)).eval()
+    calibrate(qmodel, [make_frame(0)])
+    forms = layer_forms(qmodel, mode)
+    for side in ("left", "right"):
+        assert [n.name for n in forms.shared.dependents(side)] == [side, "add", "last"]
+        with torch.no_grad():
+            changed = forms.shared.rerun(forms.shared.run(make_frame(9)), side, forms.changed[side])
+        naive = whole_forward(qmodel, forms.shared, side, forms.changed[side], make_frame(9))
+        assert torch.equal(features(changed["last"]), naive[0])
+
+
+def test_alone_stands_between_fp16_tensors(forms_of) -> None:
+    qmodel, forms = forms_of("residual", "one")
+    for name, module in forms.changed.items():
+        inputs = ("fp16",) * len(forms.plan.graph.node(name).inputs)
+        assert module.precision == LayerPrecision("int8", inputs, "fp16"), name
+        assert forms.float.modules[name].precision == LayerPrecision("fp16", inputs, "fp16")
+    _, forms = forms_of("residual", "all-but-one")
+    for name, module in forms.changed.items():
+        inputs = ("fp16",) * len(forms.plan.graph.node(name).inputs)
+        output = forms.plan.tensor_precision[name]
+        assert module.precision == LayerPrecision("fp16", inputs, output), name
+    assert {module.precision.output for module in forms.changed.values()} == {"fp16", "int8"}
 
 
 class SumInForward(nn.Module):
