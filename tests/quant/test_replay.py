@@ -184,7 +184,7 @@ def test_a_change_reaches_a_sum_by_either_operand(make_frame, mode) -> None:
 
 
 def test_alone_stands_between_fp16_tensors(forms_of) -> None:
-    qmodel, forms = forms_of("residual", "one")
+    _, forms = forms_of("residual", "one")
     for name, module in forms.changed.items():
         inputs = ("fp16",) * len(forms.plan.graph.node(name).inputs)
         assert module.precision == LayerPrecision("int8", inputs, "fp16"), name
