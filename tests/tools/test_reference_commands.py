@@ -1,4 +1,4 @@
-"""Commands of the reference workflow, typed as they stand in docs/nuscenes.md."""
+"""Every command of the reference workflow, typed as it stands in docs/nuscenes.md."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from voxelquant.export.libspconv_reader import read
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "nuscenes.md").read_text()
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
-_, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
+SENSITIVITY, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,16 @@ def test_quantized_checkpoints_are_exported(checkout, ptq, qat, type_command, li
     path = checkout / name
     assert not errors_of(check_file(path))
     assert len(read(path).nodes) == 21 + 8 + 8 + 1 + 1
+
+
+def test_sensitivity_ranks_every_layer(checkout, type_command) -> None:
+    printed = type_command(SENSITIVITY)
+    assert "conv4.4.conv2" in printed
+    profile = json.loads((checkout / "work_dirs/sensitivity_epoch_20/sensitivity.json").read_text())
+    # All but the convolution on the raw input, which no recipe of ours puts into int8.
+    names = {layer["name"] for layer in profile["layers"]}
+    assert len(names) == 21 + 8 - 1
+    assert "backbone.conv_input.0" not in names
 
 
 def test_float_checkpoint_is_exported_with_its_tensors(checkout, type_command) -> None:
