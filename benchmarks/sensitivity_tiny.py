@@ -1,8 +1,9 @@
 """Sensitivity of the shipped tiny model, and whether a sabotaged layer is found.
 
-Writes a synthetic world, profiles every layer by the official metric and by the proxy, quantizes
-with the recipe that the profile suggests, and profiles again with the range of one layer's input
-made 20 times too large. What is interrupted goes on with the same command.
+Writes a synthetic world, profiles every layer by the official metric and by the proxy, and scores
+the recipe that the profile suggests: for INT8, and for a coarse quantization of which every layer
+bears a part. Then the INT8 profile again, with the range of one layer's input made 20 times too
+large. What is interrupted goes on with the same command; times are those of its last run.
 
     python benchmarks/sensitivity_tiny.py runs/sensitivity_tiny
 """
@@ -10,7 +11,6 @@ made 20 times too large. What is interrupted goes on with the same command.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from voxelquant.recipes.sensitivity import run_sensitivity
 from voxelquant.recipes.sensitivity_request import SensitivityRequest
 from voxelquant.recipes.sensitivity_result import SensitivityResult
 
+# 4-bit weights, 98th percentile, ranges of one batch: benchmarks/qat_recovery.py has the same.
+COARSE = Path(__file__).parent / "recipes" / "bad_ptq.yaml"
 CALIBRATION_SEED, VALIDATION_SEED = 2, 3  # neither is the training's; docs/tiny_weights.md
 CALIBRATION_SPLIT, VALIDATION_SPLIT = "profile_calibration", "profile_validation"
 # In the middle of the network, with no skip around it; its input is read by nobody else.
@@ -38,44 +40,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenes", type=int, default=52, help="of two validation frames each")
-    parser.add_argument("--sabotaged-frames", type=int, default=26)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     folder, reporter = options.folder, StageReporter()
-    started = time.perf_counter()
     data = write_world(folder / "data", options.scenes)
     request = SensitivityRequest(
         config=CONFIG,
         data=str(data),
         weights=tiny_weights(),
-        work_dir=folder / "profile",
+        work_dir=folder / "int8",
         split=VALIDATION_SPLIT,
         calibration_split=CALIBRATION_SPLIT,
         version=TABLE_VERSION,
         device=options.device,
     )
-    profile = run_sensitivity(request, reporter)
-    assert profile is not None
-    profiled = time.perf_counter() - started
-    suggested = score_suggestion(request, folder, reporter)
-    sabotaged = profile_sabotaged(request, folder, options.sabotaged_frames, reporter)
+    coarse = replace(request, recipe=str(COARSE), calibrate_batches=1, work_dir=folder / "coarse")
     write_json_atomic(
         options.out,
         {
             "command": "python benchmarks/sensitivity_tiny.py runs/sensitivity_tiny",
             "frames": 2 * options.scenes,
-            "profile": summary(profile),
-            "suggested": suggested,
-            "sabotage": {
-                "layer": SABOTAGED,
-                "factor": FACTOR,
-                "frames": options.sabotaged_frames,
-                "rank_by_mAP": 1 + [layer.name for layer in sabotaged.layers].index(SABOTAGED),
-                "rank_by_proxy": 1 + by_proxy(sabotaged).index(SABOTAGED),
-                "profile": summary(sabotaged),
-            },
-            "seconds": {**reporter.seconds, "profile_in_all": profiled},
+            "int8": profile_and_suggestion(request, reporter),
+            "coarse": profile_and_suggestion(coarse, reporter),
+            "sabotaged": profile_sabotaged(request, folder / "sabotaged", reporter),
+            "seconds": reporter.seconds,
             "seeds": {"calibration": CALIBRATION_SEED, "validation": VALIDATION_SEED},
             **provenance(),
         },
@@ -92,20 +81,22 @@ def write_world(root: Path, scenes: int) -> Path:
     return root
 
 
-def score_suggestion(
-    request: SensitivityRequest, folder: Path, reporter: StageReporter
-) -> dict[str, Any]:
-    """Float against `ptq --recipe suggested.yaml` on the same frames."""
+def profile_and_suggestion(request: SensitivityRequest, reporter: StageReporter) -> dict[str, Any]:
+    """The profile, and float against `ptq --recipe suggested.yaml` on the same frames."""
+    profile = run_sensitivity(request, reporter)
+    assert profile is not None
+    folder = request.work_dir
     state = run_ptq(
         PtqRequest(
             config=CONFIG,
             data=request.data,
             weights=request.weights,
             work_dir=folder / "ptq",
-            recipe=str(request.work_dir / "suggested.yaml"),
+            recipe=str(folder / "suggested.yaml"),
             split=CALIBRATION_SPLIT,
             version=request.version,
             device=request.device,
+            calibrate_batches=request.calibrate_batches,
         ),
         reporter,
     )
@@ -114,11 +105,12 @@ def score_suggestion(
     score_fake = evaluation_of(request, folder / "fake", "fake", state)
     scored = run_evaluation(replace(score_fake, against=folder / "float"), reporter)
     assert isinstance(scored, Evaluation)
-    return {
+    suggested = {
         "mAP": scored.metrics.mAP,
         "NDS": scored.metrics.NDS,
         "difference_to_float": to_jsonable(scored.difference),
     }
+    return {**summary(profile), "suggested": suggested}
 
 
 def evaluation_of(
@@ -137,27 +129,29 @@ def evaluation_of(
 
 
 def profile_sabotaged(
-    request: SensitivityRequest, folder: Path, frames: int, reporter: StageReporter
-) -> SensitivityResult:
+    request: SensitivityRequest, folder: Path, reporter: StageReporter
+) -> dict[str, Any]:
+    """The profile of the same ranges, but for one of them."""
     state = QuantState.load(request.work_dir / "ranges.safetensors")
     (tensor,) = state.plan.graph.node(SABOTAGED).inputs
     assert [n.name for n in state.plan.graph.consumers(tensor)] == [SABOTAGED]
     key = ACTIVATION_AMAX + tensor
     tensors = {**state.tensors, key: state.tensors[key] * FACTOR}
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sabotaged.safetensors"
     replace(state, tensors=tensors).save(path)
     profile = run_sensitivity(
-        replace(
-            request,
-            weights=path,
-            float_weights=request.weights,
-            work_dir=folder / "sabotaged",
-            frames=frames,
-        ),
+        replace(request, weights=path, float_weights=request.weights, work_dir=folder / "profile"),
         reporter,
     )
     assert profile is not None
-    return profile
+    return {
+        "layer": SABOTAGED,
+        "factor": FACTOR,
+        "rank_by_mAP": 1 + [layer.name for layer in profile.layers].index(SABOTAGED),
+        "rank_by_proxy": 1 + by_proxy(profile).index(SABOTAGED),
+        **summary(profile),
+    }
 
 
 def by_proxy(profile: SensitivityResult) -> list[str]:
