@@ -1,8 +1,10 @@
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # A slow machine is not a failure.
@@ -25,3 +27,12 @@ def real_data() -> Path:
     if not (folder / "nuscenes_voxels_79745.npz").exists():
         pytest.skip(f"no real nuScenes LiDAR at {folder} (set VOXELQUANT_REAL_DATA)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def single_thread() -> Iterator[None]:
+    """As many threads as the processes of `torchrun.py` have: more would sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

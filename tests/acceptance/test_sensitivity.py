@@ -11,11 +11,11 @@ import pytest
 from voxelquant.data.synthetic import TABLE_VERSION, SceneSpec, write_dataset
 from voxelquant.detection.config import config_to_yaml, load_config
 from voxelquant.quant.state import ACTIVATION_AMAX, QuantState
+from voxelquant.recipes.calibrated import calibration_batches, quantize_detector
 from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.demo import tiny_weights
 from voxelquant.recipes.detect import Engine, open_detector
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.ptq import calibration_batches, quantize_detector
 from voxelquant.recipes.sensitivity import run_sensitivity
 from voxelquant.recipes.sensitivity_request import SensitivityRequest
 from voxelquant.recipes.sensitivity_result import SensitivityResult, SuggestionRule

@@ -1,11 +1,10 @@
 """A detector and a dataset so small that a verb takes a second, and the real command line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from small_detector import write_config, write_data, write_weights
@@ -53,15 +52,6 @@ def refusal() -> Callable[..., str]:
         return result.stderr.removeprefix("voxelquant: ").rstrip("\n")
 
     return run_badly
-
-
-@pytest.fixture(scope="module")
-def single_thread() -> Iterator[None]:
-    """As many threads as the processes of `torchrun.py` have: more would sum in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def interrupt(monkeypatch, run) -> Callable[..., None]:
 
     def run_until_ranges(*arguments: object) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("voxelquant.recipes.ptq.set_ranges", lambda *_: 1 / 0)
+            patch.setattr("voxelquant.recipes.calibrated.set_ranges", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 run(*arguments)
 
@@ -81,7 +81,7 @@ def test_a_killed_calibration_loses_the_last_interval_alone(
 
     monkeypatch.setattr(module, "read_batches", spy)
     result = done(*ptq(work_dir))
-    assert "ptq: continuing after 2 batches\n" in result.stderr
+    assert "calibration: continuing after 2 batches\n" in result.stderr
     assert read == [0, 2, 3, 4, 5]  # the first again, for the graph
     assert (work_dir / "ptq.safetensors").read_bytes() == unbroken
     assert {path.name for path in work_dir.iterdir()} == {"metrics.json", "ptq.safetensors"}
@@ -93,7 +93,7 @@ def test_another_request_starts_afresh(tmp_path, ptq, done, interrupt, unbroken)
     assert [path.name for path in work_dir.iterdir()] == [KEPT]
     line = done(*ptq(work_dir)).stderr.splitlines()[0]
     other = "recipe, first batch, number of batches, batch size"
-    assert line == f"ptq: starting afresh: {work_dir / KEPT} is of other {other}"
+    assert line == f"calibration: starting afresh: {work_dir / KEPT} is of other {other}"
     assert (work_dir / "ptq.safetensors").read_bytes() == unbroken
     assert {path.name for path in work_dir.iterdir()} == {"metrics.json", "ptq.safetensors"}
 
@@ -114,14 +114,26 @@ def test_a_damaged_file_starts_afresh(tmp_path, ptq, done, unbroken) -> None:
     work_dir.mkdir()
     (work_dir / KEPT).write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
     line = done(*ptq(work_dir)).stderr.splitlines()[0]
-    assert line.startswith(f"ptq: starting afresh: {work_dir / KEPT}: got no usable histograms (")
+    assert line.startswith(
+        f"calibration: starting afresh: {work_dir / KEPT}: got no usable histograms ("
+    )
     assert (work_dir / "ptq.safetensors").read_bytes() == unbroken
 
 
 def test_another_method_uses_what_was_observed(tmp_path, ptq, done, interrupt) -> None:
     interrupt(*ptq(tmp_path / "work"))
     shown = done(*ptq(tmp_path / "work", "--method", "max")).stderr
-    assert "ptq: continuing after 6 batches\n" in shown
+    assert "calibration: continuing after 6 batches\n" in shown
     done(*ptq(tmp_path / "unbroken", "--method", "max"))
     states = [tmp_path / name / "ptq.safetensors" for name in ("work", "unbroken")]
     assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_the_calibration_before_a_training_continues_too(
+    tmp_path, ptq, done, interrupt, unbroken
+) -> None:
+    qat = ("qat", *ptq(tmp_path / "work", "--steps", 1, "--batch-size", 2)[1:])
+    interrupt(*qat)
+    assert "calibration: continuing after 6 batches\n" in done(*qat).stderr
+    assert (tmp_path / "work" / "ptq.safetensors").read_bytes() == unbroken
+    assert not (tmp_path / "work" / KEPT).exists()

@@ -71,8 +71,8 @@ def test_two_processes_calibrate_as_one(tmp_path, world, done) -> None:
     result = torchrun(*ptq, "--work-dir", two, "--num-workers", 1)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{two / 'ptq.safetensors'}\n"
-    said = [line for line in result.stderr.splitlines() if "calibrat" in line or "ptq:" in line]
-    assert said[0] == "ptq: continuing after 1 batches"
+    said = [line for line in result.stderr.splitlines() if "calibrat" in line]
+    assert said[0] == "calibration: continuing after 1 batches"
     assert said[1].startswith("calibrating in 2 processes on 3 batches ... ")
     assert len(said) == 2
     assert (two / "ptq.safetensors").read_bytes() == (one / "ptq.safetensors").read_bytes()

@@ -141,7 +141,7 @@ def test_a_finished_profile_is_not_run_again(
     monkeypatch.setattr(
         VariantRunner, "run", lambda self, cloud: runs.append(0) or run(self, cloud)
     )
-    monkeypatch.setattr(sensitivity, "Calibration", None)  # its ranges are kept, too
+    monkeypatch.setattr(sensitivity, "calibrate_together", None)  # its ranges are kept, too
     again = (*command, "--split", "both", "--work-dir", tmp_path)
     assert "continuing: 4 of 6 frames are done" in done(*again).stderr
     assert len(runs) == 2

@@ -87,6 +87,16 @@ def test_both_processes_end_with_the_same_model(runs: Runs) -> None:
         assert torch.equal(value, second.state[name]), name
 
 
+def test_they_calibrate_as_one_does(runs: Runs, tmp_path: Path, single_thread: None) -> None:
+    words = ("--data", runs.folder / "data", "--split", "both", "--calibrate-batches", 2)
+    weights = runs.folder / "small.safetensors"
+    words = ("ptq", runs.config, "--weights", weights, *words, "--work-dir", tmp_path)
+    result = CliRunner().invoke(cli.main, [*map(str, words), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    states = [folder / "ptq.safetensors" for folder in (tmp_path, runs.folder / "unbroken")]
+    assert states[0].read_bytes() == states[1].read_bytes()
+
+
 def test_they_see_different_frames(runs: Runs) -> None:
     first, second = runs.held("unbroken")
     assert len(first.frames) == len(second.frames) == 1
@@ -151,7 +161,8 @@ def test_one_process_writes_and_speaks(runs: Runs) -> None:
         str(runs.folder / "broken" / "checkpoint.safetensors"),
         str(runs.folder / "broken" / "qat.safetensors"),
     ]
-    assert runs.output.stderr.count("calibrating on 2 batches") == 2  # not once more to resume
+    calibrating = "calibrating in 2 processes on 2 batches"
+    assert runs.output.stderr.count(calibrating) == 2  # not once more to resume
     assert runs.output.stderr.count("torch synchronises them on GPUs only") == 3
 
 

@@ -19,13 +19,18 @@ from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.errors import BadInputError
 from voxelquant.export.from_graph import export_libspconv
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
+from voxelquant.recipes.calibrated import (
+    STATE_FILE,
+    Calibrated,
+    calibration_batches,
+    quantize_detector,
+)
 from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.demo_report import draw_demo_report
 from voxelquant.recipes.detect import Detector, Engine, open_detector
 from voxelquant.recipes.evaluate import Evaluation, evaluate_detector
 from voxelquant.recipes.parity import Forms, ParityResult, measure_parity
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.ptq import STATE_FILE, Calibrated, calibration_batches, quantize_detector
 
 CONFIG = "centerpoint_tiny"
 TRAINING_SEED = 1  # of the world that the shipped weights were trained on; docs/tiny_weights.md

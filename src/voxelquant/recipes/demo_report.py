@@ -13,10 +13,10 @@ from voxelquant.data.records import FrameDataset
 from voxelquant.detection.decode import Detections
 from voxelquant.quant.calibrate import TensorStatistics
 from voxelquant.quant.histogram import BINS
+from voxelquant.recipes.calibrated import Calibrated
 from voxelquant.recipes.detect import Engine
 from voxelquant.recipes.evaluate import Evaluation
 from voxelquant.recipes.parity import ParityResult
-from voxelquant.recipes.ptq import Calibrated
 from voxelquant.recipes.report import save_report_data, write_report
 from voxelquant.report.model import (
     DatasetSummary,

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from voxelquant.data.loader import Frames
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, ConfigError
@@ -17,13 +16,21 @@ from voxelquant.quant.range_trainer import RangeTrainer
 from voxelquant.quant.recipe import ActivationRanges, RangeTraining, WeightRanges, load_recipe
 from voxelquant.quant.spec import Method
 from voxelquant.quant.state import QuantState
+from voxelquant.recipes.artifacts import make_work_dir
+from voxelquant.recipes.calibrated import (
+    STAGE,
+    Calibrated,
+    CalibrationRequest,
+    calibrate_together,
+    calibration_batches,
+    quantize_detector,
+)
+from voxelquant.recipes.calibrated import STATE_FILE as PTQ_FILE
 from voxelquant.recipes.data_parallel import NO_SYNC_ON_CPU, synchronise_batchnorms
 from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.detect import Engine, open_detector
 from voxelquant.recipes.distributed import join_world
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.ptq import STATE_FILE as PTQ_FILE
-from voxelquant.recipes.ptq import calibration_batches, quantize_detector
 from voxelquant.recipes.qat_trainee import QatOptions, QatTrainee
 from voxelquant.recipes.quant_states import is_quant_state
 from voxelquant.recipes.train_run import (
@@ -153,40 +160,56 @@ def _settings(request: QatRequest) -> dict[str, Any]:
 
 
 def _start_state(session: TrainingSession, request: QatRequest) -> Path:
-    """The QuantState to start from; float weights are calibrated by the first process."""
+    """The QuantState to start from; float weights are calibrated."""
     if is_quant_state(request.weights):
         return request.weights
     path = request.work_dir / PTQ_FILE
-    kept = request.resume and path.is_file()
-    if session.world.is_main and not kept:
+    if not session.world.in_main(lambda: request.resume and path.is_file()):
         _calibrate(session, request, path)
-    session.world.barrier()
     return path
 
 
 def _calibrate(session: TrainingSession, request: QatRequest, path: Path) -> None:
+    """On frames without augmentation: of the synthetic pool, or of the training split."""
     recipe = load_recipe(request.recipe or "reference")
-    frames = _calibration_frames(session, request)
-    batches = min(request.calibrate_batches or 400, len(frames))
-    detector = open_detector(session.config, request.weights, Engine.FLOAT, session.world.device)
-    with session.reporter.stage("ptq", f"calibrating on {batches} batches") as advance:
-        calibrated = quantize_detector(
-            detector,
-            calibration_batches(detector, frames, batches, 1),
-            recipe=recipe,
-            method=request.method,
-            progress=advance,
-        )
-    calibrated.state.save(path)
+    wanted = request.calibrate_batches or CalibrationRequest.batches
+    world, source, reporter = session.world, session.source, session.reporter
+    detector = open_detector(session.config, request.weights, Engine.FLOAT, world.device)
 
+    def keep(calibrated: Calibrated) -> None:
+        calibrated.state.save(path)
 
-def _calibration_frames(session: TrainingSession, request: QatRequest) -> Frames:
-    """Frames without augmentation: of the training split, or of the synthetic pool."""
-    if isinstance(session.source, SyntheticSource):
-        return session.source.first_frames()
-    return open_dataset(
-        session.config, request.data, request.split, request.version, purpose=Purpose.TRAIN
+    if isinstance(source, SyntheticSource):  # every process has frames of its own
+        frames = source.first_frames()[:wanted]
+
+        with reporter.stage(STAGE, f"calibrating on {len(frames)} batches") as advance:
+
+            def calibrate_on_pool() -> None:
+                keep(
+                    quantize_detector(
+                        detector,
+                        calibration_batches(detector, frames, len(frames), 1),
+                        recipe=recipe,
+                        method=request.method,
+                        progress=lambda done, _: advance(done, len(frames)),
+                    )
+                )
+
+            world.in_main(calibrate_on_pool)
+        return
+    split, version = request.split, request.version
+    dataset = open_dataset(session.config, request.data, split, version, purpose=Purpose.TRAIN)
+    make_work_dir(request.work_dir)
+    calibration = CalibrationRequest(
+        weights=request.weights,
+        dataset=dataset,
+        work_dir=request.work_dir,
+        recipe=recipe,
+        method=request.method,
+        batches=wanted,
+        num_workers=request.num_workers,
     )
+    calibrate_together(detector, calibration, keep, world=world, reporter=reporter)
 
 
 def _choose_ranges(model: CenterPoint, request: QatRequest) -> RangeTraining:

@@ -12,11 +12,9 @@ from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError
 from voxelquant.evaluation.frame_matcher import FrameMatcher
-from voxelquant.quant.calibrate import set_ranges
 from voxelquant.quant.layer_forms import with_ranges_of
-from voxelquant.quant.state import QuantState
 from voxelquant.recipes.artifacts import make_work_dir
-from voxelquant.recipes.calibration import Calibration, CalibrationJob, weights_digest
+from voxelquant.recipes.calibrated import CalibrationRequest, calibrate_together
 from voxelquant.recipes.datasets import Purpose, open_dataset
 from voxelquant.recipes.detect import Engine, naming, open_detector
 from voxelquant.recipes.distributed import World, join_world
@@ -97,25 +95,25 @@ class _Profile:
         return FrameMatcher(self.dataset.nusc, tokens, self.config.class_names)
 
     def _calibrate(self) -> None:
-        request, world = self.request, self.world
+        request = self.request
         split, version = request.calibration_split, request.version
         dataset = open_dataset(self.config, request.data, split, version, purpose=Purpose.TRAIN)
-        detector = open_detector(self.config, request.weights, Engine.FLOAT, world.device)
-        batches = min(request.calibrate_batches, len(dataset) // request.batch_size)
-        job = CalibrationJob(dataset, batches, request.batch_size)
-        calibration = Calibration(detector, recipe_of(request), job, world)
-        calibration.begin(request.work_dir, weights_digest(request.weights))
-        title = f"calibrating on {batches} batches{world.in_words}"
-        with self.reporter.stage("calibrate", title) as advance:
-            histograms = calibration.run(advance)
-
-            def finish() -> None:
-                set_ranges(calibration.model, histograms, request.method)
-                metadata = {"config": self.config.name}
-                QuantState.of(calibration.model, metadata).save(self.store.ranges)
-
-            world.in_main(finish)
-            calibration.forget()
+        detector = open_detector(self.config, request.weights, Engine.FLOAT, self.world.device)
+        calibrate_together(
+            detector,
+            CalibrationRequest(
+                weights=request.weights,
+                dataset=dataset,
+                work_dir=request.work_dir,
+                recipe=recipe_of(request),
+                method=request.method,
+                batches=request.calibrate_batches,
+                batch_size=request.batch_size,
+            ),
+            lambda calibrated: calibrated.state.save(self.store.ranges),
+            world=self.world,
+            reporter=self.reporter,
+        )
 
     def _runner(self) -> VariantRunner:
         request, network = self.request, CenterPoint(self.config)
