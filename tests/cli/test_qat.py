@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from voxelquant import QuantState
 
@@ -224,3 +224,29 @@ def test_a_resume_with_other_settings(tmp_path, config, data, state, done, refus
         (("--steps", 2, "--seed", 5), "got seed 5, the run to resume has 4"),
     ):
         assert message in refusal(*run, *more, "--resume")
+
+
+def test_a_resume_of_another_run(tmp_path, config, data, weights, state, done, refusal) -> None:
+    """What a finished or a killed run left in the folder never passes for the result of another."""
+    run = ("--steps", 2, "--calibrate-batches", 1)
+    done(*qat_arguments(config, data, weights, tmp_path / "run", *run))
+    content = yaml.safe_load(Path(config).read_text())
+    content["train"]["schedule"]["grad_clip_norm"] = 1.0
+    other_config = tmp_path / Path(config).name
+    other_config.write_text(yaml.safe_dump(content))
+    other_weights = tmp_path / "other.safetensors"
+    save_file({k: v * 1.5 for k, v in load_file(weights).items()}, other_weights)
+    for arguments, message in (
+        ((config, data, other_weights), "got weights "),
+        ((other_config, data, weights), "got config "),
+        ((config, data, weights, "--recipe", "int8"), "got recipe "),
+        ((config, data, weights, "--method", "max"), "got method max"),
+        ((config, data, weights, "--split", "tiny_val"), "got frames "),
+        ((config, data, weights, "--distill", 1), "got distill 1.0"),
+    ):
+        network, root, start, *more = arguments
+        line = refusal(
+            *qat_arguments(network, root, start, tmp_path / "run", *run, *more, "--resume")
+        )
+        assert message in line
+        assert "the run to resume has" in line

@@ -36,8 +36,10 @@ from voxelquant.recipes.quant_states import is_quant_state
 from voxelquant.recipes.train_run import (
     TrainingSession,
     TrainRequest,
+    file_digest,
     open_session,
     open_work_dir,
+    text_digest,
     train_session,
     write_training_metrics,
 )
@@ -93,7 +95,7 @@ def run_qat(request: QatRequest, reporter: StageReporter) -> Path | None:
     """
     with join_world(request.device) as world:
         teacher_path = _check(request)
-        session = open_session(request, world, reporter, **_settings(request))
+        session = open_session(request, world, reporter, **_settings(request, teacher_path))
         start = _start_state(session, request)
         detector = open_detector(session.config, start, Engine.FAKE, world.device)
         session.reporter.say_all(detector.notes)
@@ -154,9 +156,14 @@ def _check(request: QatRequest) -> Path | None:
     return teacher
 
 
-def _settings(request: QatRequest) -> dict[str, Any]:
-    names = ("activation_ranges", "weight_ranges", "freeze_bn", "task_weight", "distill")
-    return {name.replace("_", " "): getattr(request, name) for name in names}
+def _settings(request: QatRequest, teacher: Path | None) -> dict[str, Any]:
+    names = (
+        "activation_ranges", "weight_ranges", "freeze_bn", "task_weight", "distill",
+        "method", "calibrate_batches",
+    )  # fmt: skip
+    shared = {name.replace("_", " "): getattr(request, name) for name in names}
+    recipe = load_recipe(request.recipe or "reference").model_dump_json()
+    return {**shared, "recipe": text_digest(recipe), "teacher": file_digest(teacher)}
 
 
 def _start_state(session: TrainingSession, request: QatRequest) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def _plan_run(
     batch_size = request.batch_size or config.train.batch_size
     epochs = request.epochs or config.train.schedule.epochs
     steps = request.steps or epochs * max(1, source.frames_per_epoch // batch_size)
-    shared = {
+    shared: dict[str, Any] = {
         "steps": steps,
         "batch size": batch_size,
         "seed": request.seed,
@@ -185,6 +186,10 @@ def _plan_run(
     }
     if request.data == SYNTHETIC:
         shared |= {"pool size": request.pool_size, "turnover": request.turnover}
+    if isinstance(source, DatasetSource) and isinstance(source.dataset, FrameDataset):
+        shared["frames"] = text_digest(" ".join(source.dataset.sample_tokens))
+    shared["weights"] = file_digest(request.weights)
+    shared["config"] = text_digest(config_to_yaml(config))
     return TrainingRun(
         total_steps=steps,
         batch_size=batch_size,
@@ -195,6 +200,18 @@ def _plan_run(
         stop_after_s=request.stop_after_s,
         settings=shared | settings,
     )
+
+
+def text_digest(text: str) -> str:
+    """Tells two runs apart; short, since it is shown."""
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def file_digest(path: Path | None) -> str | None:
+    """Of the content; None for no file, of which whoever reads it says more."""
+    if path is None or not path.is_file():
+        return None
+    return sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _open_source(
