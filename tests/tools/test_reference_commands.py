@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from voxelquant.errors import DatasetError
 from voxelquant.export import check_file
 from voxelquant.export.defects import errors_of
 from voxelquant.export.libspconv_reader import read
+from voxelquant.recipes.scn_export import read_voxel_pickle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "nuscenes.md").read_text()
@@ -100,3 +102,18 @@ def test_other_flags_of_the_pipeline_are_taken(checkout, type_command) -> None:
     folder = checkout / "work_dirs" / name
     assert (folder / "ptq.pth").exists()
     assert json.loads((folder / "eval/metrics.json").read_text())["engine"] == "fake"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ((np.ones((2, 5)), np.eye(2, 4), [8, 8, 8], None), "got an array of object, need numbers"),
+        ((np.ones((2, 5)), np.eye(2, 4), [8, 8, 8], [1, 1]), "got 2 batch sizes, need one"),
+        (([[1.0], [1.0, 2.0]], np.eye(2, 4), [8, 8, 8], 1), "got what is no array"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(tmp_path, content: tuple, message: str) -> None:
+    path = tmp_path / "voxels.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(DatasetError, match=message):
+        read_voxel_pickle(path, 5)

@@ -145,20 +145,26 @@ def read_voxel_pickle(path: Path, channels: int) -> SparseTensor:
             f"{path}: got voxels {list(voxels.shape)} and a grid {list(grid.shape)}, need "
             f"[n, {channels}] and 3 sizes (x, y, z)"
         )
+    batch = _tensor(content[3], path)
+    if batch.numel() != 1:
+        raise DatasetError(f"{path}: got {batch.numel()} batch sizes, need one number")
     size_x, size_y, size_z = (int(size) for size in grid)
     return SparseTensor.from_coords(
         voxels.to(torch.float16).to(torch.float32),
         coords,
         (size_z + 1, size_y, size_x),
-        int(content[3]),
+        int(batch),
     )
 
 
 def _tensor(item: Any, path: Path) -> Tensor:
-    array = item.array if isinstance(item, PickledArray) else np.asarray(item)
+    try:
+        array = item.array if isinstance(item, PickledArray) else np.asarray(item)
+    except ValueError as error:  # rows of different lengths
+        raise DatasetError(f"{path}: got what is no array ({error}), need numbers") from None
     if array.dtype.kind not in "iuf":
         raise DatasetError(f"{path}: got an array of {array.dtype}, need numbers")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array, order="C"))  # unpickled arrays cannot be written
 
 
 @torch.no_grad()
