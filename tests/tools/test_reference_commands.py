@@ -73,6 +73,17 @@ def test_sensitivity_ranks_every_layer(checkout, type_command) -> None:
     assert "backbone.conv_input.0" not in names
 
 
+def test_another_profile_of_the_same_weights_goes_where_its_refusal_says(
+    checkout, type_command
+) -> None:
+    test_sensitivity_ranks_every_layer(checkout, type_command)
+    other = SENSITIVITY.replace("--calibrate_batch 400", "--calibrate_batch 2 --eval-origin")
+    with pytest.raises(AssertionError, match="choose another --work-dir"):
+        type_command(other)
+    type_command(f"{other} --work-dir other_profile")
+    assert (checkout / "other_profile/sensitivity.json").exists()
+
+
 def test_float_checkpoint_is_exported_with_its_tensors(checkout, type_command) -> None:
     rng = np.random.default_rng(0)
     coords = np.unique(rng.integers(0, [1, 40, 144, 144], (4000, 4)), axis=0).astype(np.int32)

@@ -60,10 +60,11 @@ def centerpoint_eval() -> None:
 @click.option("--nuScense-config", "config", required=True, help="A CenterPoint config.")
 @click.option("--weight", required=True, type=_PATH, help="Float weights, or a ptq.pth or qat.pth.")
 @click.option("--use-quantization", is_flag=True, help="Fake-quantized, for ptq.pth and qat.pth.")
-def _test(config: str, weight: Path, use_quantization: bool) -> None:
+@click.option("--work_dir", type=_PATH, help="Default: work_dirs/test_NAME OF THE WEIGHTS.")
+def _test(config: str, weight: Path, use_quantization: bool, work_dir: Path | None) -> None:
     """Print the nuScenes metrics on the validation split."""
     engine = "fake" if use_quantization else "float"
-    work_dir = Path("work_dirs") / f"test_{weight.stem}"
+    work_dir = work_dir or Path("work_dirs") / f"test_{weight.stem}"
     run_verb("eval", config, "--weights", weight, "--engine", engine, "--work-dir", work_dir)
 
 
@@ -72,10 +73,13 @@ def _test(config: str, weight: Path, use_quantization: bool) -> None:
 @click.option("--weight", required=True, type=_PATH, help="Float weights.")
 @click.option("--calibrate_batch", default=400, show_default=True, type=click.IntRange(min=1))
 @click.option("--eval-origin", is_flag=True, help="The float model is always scored: no effect.")
-def _sensitivity(config: str, weight: Path, calibrate_batch: int, eval_origin: bool) -> None:
+@click.option("--work_dir", type=_PATH, help="Default: work_dirs/sensitivity_NAME OF THE WEIGHTS.")
+def _sensitivity(
+    config: str, weight: Path, calibrate_batch: int, eval_origin: bool, work_dir: Path | None
+) -> None:
     """Quantize one layer at a time and print what each costs."""
     batch_size, _ = _settings(config)
-    work_dir = Path("work_dirs") / f"sensitivity_{weight.stem}"
+    work_dir = work_dir or Path("work_dirs") / f"sensitivity_{weight.stem}"
     run_verb(
         "sensitivity", config, "--weights", weight, "--work-dir", work_dir,
         "--calibrate-batches", calibrate_batch, "--batch-size", batch_size,
