@@ -26,7 +26,7 @@ from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import Draw
 from voxelquant.errors import DatasetError
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "object_database"  # entry of the file's metadata
 _COLUMNS = 5  # x, y, z relative to the centre, intensity, dt
 _DTYPES = {torch.float32: "F32", torch.int32: "I32"}
@@ -42,7 +42,7 @@ class DatabaseKey:
 
     Attributes:
         annotations: info file, or version folder and split of the tables.
-        annotation_bytes: size of the file that the boxes come from.
+        annotation_digest: of the content of the file that the boxes come from.
         frames: number of key frames.
         frame_digest: of their tokens, in order.
         nsweeps: revolutions merged into a frame.
@@ -51,7 +51,7 @@ class DatabaseKey:
     """
 
     annotations: str
-    annotation_bytes: int
+    annotation_digest: str
     frames: int
     frame_digest: str
     nsweeps: int
@@ -63,7 +63,7 @@ class DatabaseKey:
         """Key of the database of a dataset; reads no frame."""
         return cls(
             annotations=_annotation_name(dataset),
-            annotation_bytes=dataset.annotation_path.stat().st_size,
+            annotation_digest=_digest_of_file(dataset.annotation_path),
             frames=len(dataset),
             frame_digest=sha256("\n".join(dataset.sample_tokens).encode()).hexdigest()[:16],
             nsweeps=dataset.nsweeps,
@@ -85,6 +85,14 @@ def database_name(dataset: FrameDataset) -> str:
     `object_database_v1.0-trainval_train_10sweeps.safetensors`, say.
     """
     return f"object_database_{_annotation_name(dataset)}_{dataset.nsweeps}sweeps.safetensors"
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def _annotation_name(dataset: FrameDataset) -> str:
