@@ -124,6 +124,14 @@ def test_recipes_choose_the_method_for_each_tensor(make_network, frames_of) -> N
     assert other.amax == other.histogram.largest
 
 
+def test_a_method_that_there_is_none_of_is_refused(make_network, frames_of) -> None:
+    qmodel = vq.quantize(make_network("plain"), "int8")
+    frames = iter(frames_of("plain"))
+    with pytest.raises(CalibrationError, match="got method 'msee', need one of max, percentile"):
+        vq.calibrate(qmodel, frames, method="msee")
+    assert len(list(frames)) == len(frames_of("plain"))  # before the work
+
+
 @pytest.mark.parametrize("method", ["max", "percentile", "mse", "entropy"])
 def test_every_method_calibrates(make_network, frames_of, method) -> None:
     qmodel = vq.quantize(make_network("plain"))

@@ -19,7 +19,7 @@ from voxelquant.quant.modes import evaluation_mode
 from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_amax
 from voxelquant.quant.range_trainer import quantized_weights
 from voxelquant.quant.sparse_part import ending_after_sparse_part
-from voxelquant.quant.spec import Method, QuantSpec
+from voxelquant.quant.spec import METHODS, Method, QuantSpec
 from voxelquant.sparse import is_sparse_tensor
 
 Progress = Callable[[int, int], None]
@@ -54,8 +54,10 @@ def calibrate(
         Statistics of each tensor by name, for reports.
 
     Raises:
-        CalibrationError: no frame, NaN or infinite data, or a tensor that stayed empty or zero.
+        CalibrationError: no frame, NaN or infinite data, a tensor that stayed empty or zero, or no
+            such method.
     """
+    require_method(method)  # before the work
     return set_ranges(qmodel, observe(qmodel, frames, max_batches, progress), method)
 
 
@@ -115,8 +117,10 @@ def set_ranges(
         Statistics of each tensor by name, for reports.
 
     Raises:
-        CalibrationError: a tensor without a histogram, or one that stayed empty or zero.
+        CalibrationError: a tensor without a histogram, one that stayed empty or zero, or no such
+            method.
     """
+    require_method(method)
     quantization = quantization_of(qmodel)
     quantization.require_plan()
     quantizers = quantization.tensor_quantizers
@@ -139,6 +143,18 @@ def set_ranges(
     for quantizer, amax in ranges:
         quantizer.set_amax(amax)
     return statistics
+
+
+def require_method(method: str | None) -> None:
+    """Refuse a method that there is none of.
+
+    Raises:
+        CalibrationError: the name is unknown.
+    """
+    if method is not None and method not in METHODS:
+        raise CalibrationError(
+            f"got method {method!r}, need one of {', '.join(METHODS)}, or None for the recipe's"
+        )
 
 
 def _observe_frame(qmodel: nn.Module, arguments: tuple[Any, ...]) -> None:

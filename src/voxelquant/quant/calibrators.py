@@ -31,6 +31,7 @@ def choose_amax(histogram: MagnitudeHistogram, spec: QuantSpec) -> float:
     elif spec.method == "mse":
         amax = mse_amax(histogram, spec.fmt)
     else:
+        assert spec.method == "entropy", spec.method
         amax = entropy_amax(histogram, spec.fmt, skip_zeros=spec.skip_zeros)
     return float(np.float32(amax))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from voxelquant.errors import ConfigError
 from voxelquant.numerics import INT8, IntFormat
 
 Granularity = Literal["per_tensor", "per_channel"]
 Method = Literal["max", "percentile", "mse", "entropy"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
