@@ -35,6 +35,14 @@ def test_a_layer_that_is_all_noise_has_no_bar_and_no_negative_width() -> None:
     assert "width:0.0%" in draw_sqnr((LayerParity("a", "conv", "int8", -3.0),))
 
 
+def test_bars_have_the_colour_of_the_output() -> None:
+    layers = (
+        LayerParity("a", "conv", "fp16 → int8", 30.0),
+        LayerParity("b", "conv", "int8 → fp16", 60.0),
+    )
+    assert re.findall(r'class="bar (\w+)"', draw_sqnr(layers)) == ["int8", "wide"]
+
+
 def test_labels_of_bars_leave_out_the_module_that_all_stand_in() -> None:
     layers = (
         LayerParity("backbone.conv1.0.add", "add", "int8", 40.0),

@@ -88,7 +88,8 @@ def _times_per_million(share: float) -> str:
 
 
 def _precision_class(precision: str) -> str:
-    return "int8" if precision.startswith("int") else "wide"
+    """By what the layer hands on: `fp16 → int8` has the noise of int8."""
+    return "int8" if precision.endswith("int8") else "wide"
 
 
 def _codes_cells(layer: LayerParity) -> str:
