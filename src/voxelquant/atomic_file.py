@@ -1,5 +1,6 @@
 """Files appear whole or not at all, whichever room writes them."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,4 +56,5 @@ def open_sibling(final: Path, error: type[BadInputError] = BadInputError) -> Pat
 
 def _cannot_write(final: Path, reason: OSError, error: type[BadInputError]) -> BadInputError:
     why = reason.strerror or reason
-    return error(f"{final}: cannot be written ({why}); make room, or choose another folder")
+    mend = "make room, or choose" if getattr(reason, "errno", None) == errno.ENOSPC else "choose"
+    return error(f"{final}: cannot be written ({why}); {mend} another folder")

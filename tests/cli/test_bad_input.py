@@ -334,8 +334,7 @@ def test_resuming_the_training_of_another_model(config, data, tmp_path, done, re
     train = ("--data", data, "--steps", 1, "--batch-size", 1, "--work-dir", tmp_path / "run")
     done("train", config, *train)
     line = refusal("train", "centerpoint_tiny", *train, "--resume")
-    assert "of another model" in line
-    assert "neck." in line
+    assert "got config " in line
     assert "name: small" in (tmp_path / "run" / "config.yaml").read_text()
 
 

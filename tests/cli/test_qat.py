@@ -214,6 +214,19 @@ def test_weights_that_are_not_there(config, data, work, refusal) -> None:
     assert line.startswith("none.safetensors: no such file")
 
 
+def test_a_run_that_was_broken_off_is_not_begun_anew(
+    tmp_path, config, data, state, done, refusal
+) -> None:
+    run = qat_arguments(config, data, state, tmp_path, "--steps", 3)
+    done(*run, "--stop-after-s", 1e-6)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    line = refusal(*run)
+    assert "got a run that stopped after 1 of 3 steps; go on with --resume" in line
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    done(*run, "--resume")
+    done(*run)  # a finished one has left its result
+
+
 def test_a_resume_with_other_settings(tmp_path, config, data, state, done, refusal) -> None:
     run = qat_arguments(config, data, state, tmp_path, "--checkpoint-every", 1)
     done(*run, "--steps", 2)

@@ -89,6 +89,7 @@ def test_eval_against_an_earlier_run_says_how_sure_the_difference_is(
     for name in ("mAP", "NDS"):
         assert difference[name]["value"] == pytest.approx(values[1][name] - values[0][name])
         assert difference[name]["low"] <= difference[name]["high"]
+    assert "got the same folder" in refusal(*fake_run, "--engine", "fake", "--against", second)
     line = refusal(*fake_run, "--engine", "fake", "--against", tmp_path / "nowhere")
     assert "nowhere/submission.json: cannot be read" in line
 

@@ -8,17 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from torch import nn
 
-from voxelquant.errors import DatasetError
+from voxelquant.cli import reference_scripts
+from voxelquant.errors import CheckpointError, DatasetError
 from voxelquant.export import check_file
 from voxelquant.export.defects import errors_of
 from voxelquant.export.libspconv_reader import read
-from voxelquant.recipes.scn_export import read_voxel_pickle
+from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.scn_export import ScnExportRequest, read_voxel_pickle, run_scn_export
+from voxelquant.recipes.training_state import save_training_state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "nuscenes.md").read_text()
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
 SENSITIVITY, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
+
+CONFIG = str(REPOSITORY / "configs/nusc/voxelnet/nusc_centerpoint_voxelnet_0075voxel_fix_bn_z.py")
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +80,15 @@ def test_sensitivity_ranks_every_layer(checkout, type_command) -> None:
     assert "backbone.conv_input.0" not in names
 
 
-def test_another_profile_of_the_same_weights_goes_where_its_refusal_says(
-    checkout, type_command
-) -> None:
-    test_sensitivity_ranks_every_layer(checkout, type_command)
-    other = SENSITIVITY.replace("--calibrate_batch 400", "--calibrate_batch 2 --eval-origin")
-    with pytest.raises(AssertionError, match="choose another --work-dir"):
-        type_command(other)
-    type_command(f"{other} --work-dir other_profile")
-    assert (checkout / "other_profile/sensitivity.json").exists()
+def test_another_profile_of_the_same_weights_has_a_folder_to_go_to(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(reference_scripts, "run_verb", lambda *words: calls.append(words))
+    words = ("sensitivity", "--nuScense-config", CONFIG, "--weight", "epoch_20.pth")
+    for more in ((), ("--eval-origin", "--work-dir", "other")):
+        result = CliRunner().invoke(reference_scripts.centerpoint_eval, [*words, *more])
+        assert result.exit_code == 0, result.output
+    folders = [words[words.index("--work-dir") + 1] for words in calls]
+    assert folders == [Path("work_dirs/sensitivity_epoch_20"), Path("other")]
 
 
 def test_float_checkpoint_is_exported_with_its_tensors(checkout, type_command) -> None:
@@ -115,12 +122,39 @@ def test_other_flags_of_the_pipeline_are_taken(checkout, type_command) -> None:
     assert json.loads((folder / "eval/metrics.json").read_text())["engine"] == "fake"
 
 
+def test_a_state_of_ours_is_no_checkpoint(checkout, ptq) -> None:
+    state = checkout / "workspace/PTQ_QAT/ptq.safetensors"
+    request = ScnExportRequest(state, checkout / "no.onnx", True, 5, None, None)
+    with pytest.raises(CheckpointError, match="got a state of voxelquant, need a checkpoint"):
+        run_scn_export(request, StageReporter())
+    assert not (checkout / "no.onnx").exists()
+
+
+def test_a_pipeline_that_was_broken_off_goes_on(monkeypatch, tmp_path) -> None:
+    calls = []
+    monkeypatch.setattr(reference_scripts, "run_verb", lambda *words: calls.append(words))
+    words = [CONFIG, "--resume_from", "epoch_20.pth", "--work_dir", str(tmp_path)]
+    layer = nn.Linear(1, 1)
+    for done in (None, 2, 3):
+        if done is not None:
+            path = tmp_path / "checkpoint.safetensors"
+            save_training_state(
+                path, layer, torch.optim.AdamW(layer.parameters()), done, {"steps": 3}
+            )
+        result = CliRunner().invoke(reference_scripts.centerpoint_qat_pipline, words)
+        assert result.exit_code == 0, result.output
+        assert "not the config's 0.001" in result.output
+    resumed = ["--resume" in words for words in calls if words[0] == "qat"]
+    assert resumed == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ((np.ones((2, 5)), np.eye(2, 4), [8, 8, 8], None), "got an array of object, need numbers"),
         ((np.ones((2, 5)), np.eye(2, 4), [8, 8, 8], [1, 1]), "got 2 batch sizes, need one"),
         (([[1.0], [1.0, 2.0]], np.eye(2, 4), [8, 8, 8], 1), "got what is no array"),
+        ((np.full((2, 5), 1e6), np.eye(2, 4, dtype=int), [8, 8, 8], 1), "not finite in fp16"),
     ],
 )
 def test_a_pickle_of_something_else_is_refused(tmp_path, content: tuple, message: str) -> None:

@@ -78,7 +78,7 @@ def _sensitivity(
     config: str, weight: Path, calibrate_batch: int, eval_origin: bool, work_dir: Path | None
 ) -> None:
     """Quantize one layer at a time and print what each costs."""
-    batch_size, _ = _settings(config)
+    batch_size, _, _ = _settings(config)
     work_dir = work_dir or Path("work_dirs") / f"sensitivity_{weight.stem}"
     run_verb(
         "sensitivity", config, "--weights", weight, "--work-dir", work_dir,
@@ -160,7 +160,9 @@ class _Pipeline:
         os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         folder = self.work_dir or Path("work_dirs") / Path(self.config).stem
         verb = "ptq" if self.ptq_mode else "qat"
-        batch_size, lr_max = _settings(self.config)
+        batch_size, lr_max, note = _settings(self.config)
+        if note and not self.ptq_mode and int(os.environ.get("RANK", "0")) == 0:
+            click.echo(note, err=True)
         common = (self.config, "--weights", self.resume_from, "--work-dir", folder)
         if self.ptq_mode:
             batches = ("--calibrate-batches", self.calibrate_batch, "--batch-size", batch_size)
@@ -169,7 +171,9 @@ class _Pipeline:
             scale = int(os.environ.get("WORLD_SIZE", "1")) if self.autoscale_lr else 1
             # `qat` calibrates on batches of one frame: as many frames as the reference's batches.
             frames = ("--calibrate-batches", self.calibrate_batch * batch_size)
-            run_verb("qat", *common, *frames, "--seed", self.seed, "--lr-max", lr_max * scale)
+            resume = ("--resume",) if _was_broken_off(folder) else ()
+            rate = ("--lr-max", lr_max * scale)
+            run_verb("qat", *common, *frames, "--seed", self.seed, *rate, *resume)
         state = folder / f"{verb}.safetensors"
         if int(os.environ.get("RANK", "0")) == 0:
             run_verb("export", self.config, "--weights", state, "--out", folder / f"{verb}.pth")
@@ -178,8 +182,14 @@ class _Pipeline:
                      "--work-dir", folder / "eval")  # fmt: skip
 
 
-def _settings(config: str) -> tuple[int, float]:
-    """Frames a batch and the peak learning rate; a config that cannot be used ends the script."""
+def _was_broken_off(folder: Path) -> bool:
+    from voxelquant.recipes.workflow import was_broken_off
+
+    return was_broken_off(folder)
+
+
+def _settings(config: str) -> tuple[int, float, str]:
+    """Frames a batch, peak learning rate and a note on it; an unusable config ends the script."""
     # Imported late: recipes import torch, which `--help` need not wait for.
     from voxelquant.errors import BadInputError
     from voxelquant.recipes.workflow import workflow_settings
@@ -188,7 +198,7 @@ def _settings(config: str) -> tuple[int, float]:
         settings = workflow_settings(config)
     except BadInputError as error:
         raise click.UsageError(" ".join(str(error).split())) from error
-    return settings.batch_size, settings.lr_max
+    return settings.batch_size, settings.lr_max, settings.note
 
 
 def join_slurm_job() -> None:

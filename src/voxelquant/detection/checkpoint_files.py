@@ -102,7 +102,9 @@ def _check_readable(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}), need a file of weights"
+        ) from None
     if start == _LFS_POINTER:
         raise CheckpointError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
     if not start:

@@ -90,6 +90,11 @@ def read_state(path: Path) -> StateContent:
         raise QuantStateError(
             f"{path}: got a file that is truncated or not safetensors ({reason})"
         ) from error
+    if "format" not in header:
+        raise QuantStateError(
+            f"{path}: got a safetensors file that is no quantized state, float weights perhaps; "
+            "`voxelquant ptq` makes one of them"
+        )
     if header.get("format") != _FORMAT or header.get("version") != _VERSION:
         raise QuantStateError(
             f"{path}: got a safetensors file of format {header.get('format')!r} version "

@@ -112,7 +112,8 @@ def dataset_root(config: DetectorConfig, root: str | Path | None) -> Path:
             f"config {config.name} names no data root; give --data the root of a nuScenes dataset"
         )
     if not Path(root).is_dir():
-        raise DatasetError(f"{root}: no such folder; give --data the root of a nuScenes dataset")
+        got = "a file" if Path(root).exists() else "no such folder"
+        raise DatasetError(f"{root}: {got}; give --data the root of a nuScenes dataset")
     return Path(root)
 
 
@@ -141,9 +142,14 @@ def find_version(root: Path) -> str:
         DatasetError: no folder `v*` with tables, or several.
     """
     versions = sorted({path.parent.name for path in root.glob("v*/*.json")})
-    if len(versions) != 1:
-        found = ", ".join(versions) or "no version folder (v1.0-trainval, say)"
-        raise DatasetError(f"{root}: found {found}, need one with tables; choose it with --version")
+    if not versions:
+        raise DatasetError(
+            f"{root}: found no version folder with tables (v1.0-trainval/*.json, say); give --data "
+            "the root of a nuScenes dataset"
+        )
+    if len(versions) > 1:
+        found = ", ".join(versions)
+        raise DatasetError(f"{root}: found {found}, need one of them; choose it with --version")
     return versions[0]
 
 

@@ -76,7 +76,7 @@ def open_detector(
         if is_state_file(Path(weights)):
             raise BadInputError(
                 f"{weights}: got a quantized state, need float weights; give the weights that it "
-                "was made from, or choose engine fake or int8"
+                "was made from (only `eval` takes a state here, with --engine fake or int8)"
             )
         load_weights(network, weights)
         return Detector(network.eval().to(device), config, device)

@@ -10,6 +10,7 @@ from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import Shard
 from voxelquant.detection.config import load_config
 from voxelquant.detection.decode import Detections
+from voxelquant.errors import BadInputError
 from voxelquant.evaluation.bootstrap import PairedDifference, paired_difference
 from voxelquant.evaluation.matching import Matches
 from voxelquant.evaluation.nuscenes import (
@@ -109,6 +110,11 @@ def _evaluate(request: EvaluateRequest, reporter: StageReporter, world: World) -
 
 
 def _prepare(request: EvaluateRequest, dataset: FrameDataset) -> Matches | None:
+    if request.against is not None and request.against.resolve() == request.work_dir.resolve():
+        raise BadInputError(
+            f"{request.against}: got the same folder for --against and --work-dir, whose results "
+            "would be overwritten; choose another --work-dir"
+        )
     make_work_dir(request.work_dir)
     return None if request.against is None else _matches_of(dataset, request.against)
 

@@ -27,6 +27,7 @@ from voxelquant.export.defects import Defect
 from voxelquant.export.from_graph import export_libspconv
 from voxelquant.export.tensor_dump import write_tensor_dump
 from voxelquant.quant import lower, quantize
+from voxelquant.quant.state_file import is_state_file
 from voxelquant.recipes.frame_files import EXAMPLE_SEED
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.sparse import SparseTensor
@@ -65,6 +66,11 @@ def run_scn_export(request: ScnExportRequest, reporter: StageReporter) -> list[D
     Raises:
         BadInputError: checkpoint or example cannot be used; the message says why.
     """
+    if is_state_file(request.checkpoint):
+        raise CheckpointError(
+            f"{request.checkpoint}: got a state of voxelquant, need a checkpoint; give it to "
+            "`voxelquant export CONFIG --weights`, which writes this file too"
+        )
     description = describe_checkpoint(request.checkpoint)
     _check_kind(request, description)
     model = BackboneModel(SpMiddleResNetFHD(description.backbone))
@@ -149,8 +155,11 @@ def read_voxel_pickle(path: Path, channels: int) -> SparseTensor:
     if batch.numel() != 1:
         raise DatasetError(f"{path}: got {batch.numel()} batch sizes, need one number")
     size_x, size_y, size_z = (int(size) for size in grid)
+    features = voxels.to(torch.float16).to(torch.float32)
+    if not torch.isfinite(features).all():
+        raise DatasetError(f"{path}: got voxels that are not finite in fp16, need finite ones")
     return SparseTensor.from_coords(
-        voxels.to(torch.float16).to(torch.float32),
+        features,
         coords,
         (size_z + 1, size_y, size_x),
         int(batch),

@@ -39,7 +39,7 @@ from voxelquant.recipes.training_source import (
     TrainingSource,
     training_transforms,
 )
-from voxelquant.recipes.training_state import load_training_state
+from voxelquant.recipes.training_state import load_training_state, refuse_to_lose
 
 # `--data synthetic`: frames are generated as training goes, nothing is read from disk.
 SYNTHETIC = "synthetic"
@@ -160,6 +160,8 @@ def open_session(
     checkpoint = request.work_dir / CHECKPOINT_FILE
     if request.resume and not checkpoint.is_file():
         raise CheckpointError(f"{checkpoint}: nothing to resume; start without --resume")
+    if not request.resume:
+        refuse_to_lose(checkpoint)
     reporter = reporter if world.is_main else StageReporter.silent()
     source = _open_source(request, config, world, reporter)
     run = _plan_run(request, config, source, world, settings)
@@ -287,14 +289,14 @@ def train_session(session: TrainingSession, trainee: Trainee, title: str) -> int
     log = TrainingLog(request.work_dir / "log.jsonl", first) if session.world.is_main else None
     title = f"{title} for {run.total_steps} steps"
     with session.reporter.stage("train", title) as advance:
-
-        def record(entry: dict[str, object]) -> None:
-            if log is not None:
-                log.append(entry)
-            advance(int(str(entry["step"])), run.total_steps)
-
         done = run_steps(
-            trainee, session.source, run, first_step=first, world=session.world, log=record
+            trainee,
+            session.source,
+            run,
+            first_step=first,
+            world=session.world,
+            log=None if log is None else log.append,
+            progress=advance,
         )
     if done < run.total_steps:
         session.reporter.say(f"stopped after {done} of {run.total_steps} steps; --resume continues")

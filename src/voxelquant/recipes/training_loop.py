@@ -20,6 +20,7 @@ from voxelquant.detection.config_training import ScheduleConfig
 from voxelquant.errors import BadInputError
 from voxelquant.recipes.data_parallel import average_batchnorm_statistics, replicate
 from voxelquant.recipes.distributed import World
+from voxelquant.recipes.progress import Advance
 from voxelquant.recipes.schedule import OneCycle
 from voxelquant.recipes.training_source import TrainingSource
 from voxelquant.recipes.training_state import save_training_state
@@ -114,6 +115,7 @@ def run_steps(
     first_step: int = 0,
     world: World,
     log: Log | None = None,
+    progress: Advance | None = None,
 ) -> int:
     """Train from a step to the end of the schedule, or until time is up.
 
@@ -124,6 +126,7 @@ def run_steps(
         first_step: steps that are done already.
         world: the processes that train together; all of them call this.
         log: called with a flat record every `log_every` steps, in every process.
+        progress: called with (steps done, steps of the schedule) after every step.
 
     Returns:
         The number of steps done, less than `total_steps` if time ran out.
@@ -144,6 +147,8 @@ def run_steps(
         lr = set_cycle(trainee.optimizer, cycle, step)
         loss = make_step(trainee, predict, frames, step, world)
         step += 1
+        if progress is not None:
+            progress(step, run.total_steps)
         last = step == run.total_steps or _time_is_up(run, started, world)
         if step % run.log_every == 0 or last:
             mean_loss = float(world.mean(loss))

@@ -78,6 +78,32 @@ def load_training_state(
     return step
 
 
+def refuse_to_lose(path: Path) -> None:
+    """Refuse to start anew over the checkpoint of a run that was broken off.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    progress = unfinished_steps(path)
+    if progress is not None:
+        done, total = progress
+        raise CheckpointError(
+            f"{path}: got a run that stopped after {done} of {total} steps; go on with --resume, "
+            "choose another --work-dir, or delete the file"
+        )
+
+
+def unfinished_steps(path: Path) -> tuple[int, int] | None:
+    """Steps done and steps of the schedule of a run that was broken off; None if there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        done, total = int(header["step"]), int(json.loads(header["settings"])["steps"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None  # nothing that could be resumed
+    return (done, total) if done < total else None
+
+
 def _check_settings(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if name in stored and stored[name] != value:

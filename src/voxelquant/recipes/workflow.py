@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from voxelquant.detection.config import load_config
+from voxelquant.recipes.training_loop import CHECKPOINT_FILE
+from voxelquant.recipes.training_state import unfinished_steps
 
 # The reference fine-tunes with this rate: its README asks for the config to be edited.
 QAT_LR_MAX = 1e-4
@@ -17,10 +20,12 @@ class WorkflowSettings:
     Attributes:
         batch_size: frames a batch, in calibration as in training.
         lr_max: peak learning rate of quantization-aware training.
+        note: what became of the config's own rate; empty if it is taken as it is.
     """
 
     batch_size: int
     lr_max: float
+    note: str
 
 
 def workflow_settings(config: str) -> WorkflowSettings:
@@ -33,4 +38,18 @@ def workflow_settings(config: str) -> WorkflowSettings:
         ConfigError: the config cannot be used.
     """
     train = load_config(config).train
-    return WorkflowSettings(train.batch_size, min(train.schedule.lr_max, QAT_LR_MAX))
+    own = train.schedule.lr_max
+    note = (
+        ""
+        if own <= QAT_LR_MAX
+        else (
+            f"training with a peak rate of {QAT_LR_MAX:g}, not the config's {own:g}, which is for "
+            "training from scratch; `voxelquant qat --lr-max` takes any"
+        )
+    )
+    return WorkflowSettings(train.batch_size, min(own, QAT_LR_MAX), note)
+
+
+def was_broken_off(work_dir: Path) -> bool:
+    """Whether a training in this folder can be gone on with."""
+    return unfinished_steps(work_dir / CHECKPOINT_FILE) is not None
