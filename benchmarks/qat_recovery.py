@@ -1,6 +1,6 @@
 """What quantization-aware training recovers of what quantization cost, on `centerpoint_tiny`.
 
-    python benchmarks/qat_recovery.py FOLDER [--small] [STEP ...]
+    python benchmarks/qat_recovery.py FOLDER [--small] [STEP ...] [--models NAME ...]
 
 Without steps all of them run, in order; a step whose result lies in FOLDER is not done again, so a
 run that was broken off continues. `score` writes FOLDER/qat_recovery.json from what was evaluated.
@@ -70,9 +70,10 @@ SMALL = Plan(scenes=4, calibration_scenes=2, steps=4, pool_size=8)
 class Experiment:
     """The steps, each of them verbs of the command line."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, models: list[str]) -> None:
         self.folder = folder
         self.plan = plan
+        self.models = models
         self.commands_path = folder / "commands.json"
 
     def verb(self, result: str, *arguments: object) -> None:
@@ -139,8 +140,10 @@ class Experiment:
         )  # fmt: skip
 
     def evaluate(self) -> None:
-        """The official metric of every model."""
+        """The official metric of the models."""
         for name, engine, weights in SCORES:
+            if name not in self.models:
+                continue
             path = tiny_weights() if weights is None else self.folder / weights
             self.verb(
                 f"eval/{name}/metrics.json",
@@ -159,8 +162,10 @@ class Experiment:
             metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
             rows[name] = {"engine": engine, "mAP": metrics["mAP"], "NDS": metrics["NDS"]}
             matches[name] = match_submission(dataset.nusc, dataset.split, folder / SUBMISSION_FILE)
-        lost = rows["float"]["mAP"] - rows["bad_ptq"]["mAP"]
-        back = rows["bad_qat"]["mAP"] - rows["bad_ptq"]["mAP"]
+        recovered = None
+        if {"float", "bad_ptq", "bad_qat"} <= rows.keys():
+            start, end = rows["bad_ptq"]["mAP"], rows["bad_qat"]["mAP"]
+            recovered = (end - start) / (rows["float"]["mAP"] - start)
         result = {
             "scores": rows,
             "differences": {
@@ -168,7 +173,7 @@ class Experiment:
                 for a, b in DIFFERENCES
                 if a in matches and b in matches
             },
-            "recovered_share": back / lost,
+            "recovered_share": recovered,
             "frames": len(dataset),
             "seeds": {
                 "calibration": CALIBRATION_SEED,
@@ -191,9 +196,11 @@ if __name__ == "__main__":
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--scenes", type=int, help="of validation, two frames each")
+    names = [name for name, _, _ in SCORES]
+    parser.add_argument("--models", nargs="+", choices=names, default=names, help="to evaluate")
     arguments = parser.parse_args()
     plan = SMALL if arguments.small else Plan()
     plan = replace(plan, scenes=arguments.scenes or plan.scenes)
-    experiment = Experiment(arguments.folder.resolve(), plan)
+    experiment = Experiment(arguments.folder.resolve(), plan, arguments.models)
     for step in arguments.steps or STEPS:
         getattr(experiment, step)()
