@@ -111,8 +111,8 @@ def test_one_damaged_frame_ends_both_processes_with_one_line(
     [line] = [line for line in result.stderr.splitlines() if line.startswith("voxelquant:")]
     assert line.startswith(f"voxelquant: {cut}: got 3 bytes, need a positive multiple of 20")
     assert line.endswith("fetch it again")
-    # torchrun ends whoever still runs when it looks, and lists those that had ended by themselves.
-    assert set(re.findall(r"exitcode +: (-?\d+)", result.stderr)) == {"2"}
+    # torchrun ends whoever still runs when it looks: the other one, on its way out, may be.
+    assert set(re.findall(r"exitcode +: (-?\d+)", result.stderr)) <= {"2", "-15"}
     root_cause = result.stderr.partition("Root Cause")[2]
     assert f"traceback : {line.removeprefix('voxelquant: ')}\n" in root_cause
     assert list((tmp_path / "out").iterdir()) == []
