@@ -137,7 +137,7 @@ def rewrite(path: Path, edit) -> None:
 
 
 EDITS = {
-    "foreign": (lambda t, h: h.clear(), "got a safetensors file of format None"),
+    "foreign": (lambda t, h: h.clear(), "got a safetensors file that is no quantized state"),
     "future": (lambda t, h: h.update(version="9"), "version '9'"),
     "recipe": (lambda t, h: h.update(recipe='{"nam": 1}'), "damaged header .*'nam'"),
     "plan": (lambda t, h: h.update(plan="{}"), "damaged header"),

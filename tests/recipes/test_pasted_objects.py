@@ -138,7 +138,7 @@ def cut_off(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (annotate_once_more, "out of date (annotation bytes was"),
+        (annotate_once_more, "out of date (annotation digest was"),
         (cut_off, "cannot be read as an object database"),
     ],
 )
