@@ -105,6 +105,29 @@ def test_returned_values_are_outputs_even_when_consumed() -> None:
     assert graph.outputs == (1, 2, 3)
 
 
+@pytest.mark.parametrize("how", ["linear", "rows", "cat", "shape", "nothing"])
+def test_what_other_code_computes_with_leaves_the_graph(how: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = SubMConv3d(3, 3, 3), SubMConv3d(3, 3, 3)
+            self.points = nn.Linear(3, 1)
+
+        def forward(self, x: SparseTensor) -> SparseTensor:
+            y = self.a(x)
+            {
+                "linear": lambda f: self.points(f),
+                "rows": lambda f: f[:5],
+                "cat": lambda f: torch.cat([torch.ones(60, 1), f], 1),
+                "shape": lambda f: torch.zeros_like(f),
+                "nothing": lambda f: nn.functional.dropout(f, training=False),
+            }[how](y.features)
+            return self.b(y)
+
+    expected = (2,) if how in ("shape", "nothing") else (1, 2)
+    assert trace_sparse_graph(Model(), _tensor()).outputs == expected
+
+
 @pytest.mark.parametrize("where", ["conv", "add"])
 def test_features_computed_outside_of_modules_name_the_consumer(where: str) -> None:
     class Model(nn.Module):

@@ -59,6 +59,12 @@ def is_copy(func: Any, args: Sequence[Any]) -> bool:
     return name_of(func) in _COPIES
 
 
+def reads_values(func: Any) -> bool:
+    """Whether a result depends on the values of its first argument, not on its shape alone."""
+    name = name_of(func)
+    return not (name.startswith("new_") or name.endswith("_like"))
+
+
 def writes_first_argument(func: Any) -> bool:
     """Whether a call changes the tensor that is its first argument."""
     name = name_of(func)

@@ -32,6 +32,7 @@ class Recorder:
     _grid_of: dict[int, Triple] = field(default_factory=dict)  # value → grid
     _origin_of: dict[int, str] = field(default_factory=dict)  # id(features) → who computed them
     _alive: list[Tensor] = field(default_factory=list)  # ids stay unique while tensors live
+    _read_outside: set[int] = field(default_factory=set)  # values that other code computes with
 
     def begin(self, x: Any) -> None:
         """Take a sparse tensor as the graph's input."""
@@ -68,6 +69,10 @@ class Recorder:
         self._keep(features)
         self._value_of[id(features)] = self._value_of[id(source)]
 
+    def note_reading(self, operands: Iterable[Tensor]) -> None:
+        """Values among the operands are read by no operation of the graph: they leave it."""
+        self._read_outside.update(self._value_of[id(x)] for x in operands if self.knows(x))
+
     def note_origin(self, features: Tensor, origin: str) -> None:
         """Remember who computed features that are no value, for the error if they are read."""
         if not self.knows(features) and id(features) not in self._origin_of:
@@ -103,7 +108,7 @@ class Recorder:
         if not self.nodes or self.input_shape is None:
             raise GraphError("got a model without sparse modules, need at least one sparse conv")
         consumed = {value for node in self.nodes for value in node.inputs}
-        handed_out = consumed.intersection(self._returned_values(returned))
+        handed_out = consumed & {*self._returned_values(returned), *self._read_outside}
         outputs = tuple(
             n.output for n in self.nodes if n.output not in consumed or n.output in handed_out
         )

@@ -75,6 +75,7 @@ class _Watch(TorchFunctionMode):
             self._follow_value(func, args, out)
         elif isinstance(out, Tensor):
             self.recorder.note_descent(out, _tensors(args), self._describe(func))
+            self.recorder.note_reading(_tensors(args))
 
     def _follow_sum(self, total: feature_ops.FeatureSum, out: Tensor) -> None:
         # Counted even if it is none of the graph's: a quantized model finds its sums by number.
@@ -85,6 +86,7 @@ class _Watch(TorchFunctionMode):
             self.recorder.record(path, "add", None, operands, out)
         elif any(known):
             self.recorder.note_origin(out, f"the sum with other numbers in {path!r}")
+            self.recorder.note_reading(operands)
 
     def _follow_value(self, func: Any, args: Sequence[Any], out: Any) -> None:
         value = args[0]
@@ -102,6 +104,8 @@ class _Watch(TorchFunctionMode):
             )
         elif isinstance(out, Tensor):
             self.recorder.note_origin(out, self._describe(func))
+            if out is not value and feature_ops.reads_values(func):
+                self.recorder.note_reading([value])
 
     def on_dense(self, x: Any, make_dense: Callable[[], Tensor], channels_first: bool) -> Tensor:
         """`x.dense()` of a spconv tensor: one operation of the forward that calls it."""
@@ -186,8 +190,8 @@ def trace_sparse_graph(model: nn.Module, *arguments: Any) -> SparseGraph:
             the first convolution reads.
 
     Returns:
-        The graph; its outputs are the values that no node consumes or that the model returns (in
-        tuples, lists and dicts too).
+        The graph; its outputs are the values that no node consumes, that the model returns (in
+        tuples, lists and dicts too), or that its own code computes with otherwise.
 
     Raises:
         GraphError: features were computed by what the graph cannot express, or nothing was
