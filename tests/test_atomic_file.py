@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from voxelquant.atomic_file import atomic_path
+from voxelquant.atomic_file import atomic_path, open_sibling, remove_unfinished
 from voxelquant.errors import BadInputError, ExportError
 
 
@@ -29,6 +29,17 @@ def test_the_temporary_sibling_keeps_the_suffix(tmp_path: Path) -> None:
         assert temporary.parent == tmp_path / "deep"
         temporary.write_bytes(b"x")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["scn.onnx"]
+
+
+def test_what_killed_processes_left_of_one_file_is_removed(tmp_path: Path) -> None:
+    target, other = tmp_path / "checkpoint.safetensors", tmp_path / "checkpoint.old.safetensors"
+    target.write_text("whole")
+    kept = {target, open_sibling(other), tmp_path / ".checkpoint.mine.safetensors"}
+    (tmp_path / ".checkpoint.mine.safetensors").touch()
+    open_sibling(target)
+    (tmp_path / ".checkpoint.4711.safetensors").touch()
+    remove_unfinished(target)
+    assert set(tmp_path.iterdir()) == kept
 
 
 def test_a_folder_that_is_a_file_is_bad_input(tmp_path: Path) -> None:

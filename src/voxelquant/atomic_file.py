@@ -1,6 +1,7 @@
 """Files appear whole or not at all, whichever room writes them."""
 
 import errno
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,15 @@ def open_sibling(final: Path, error: type[BadInputError] = BadInputError) -> Pat
     except OSError as reason:
         raise _cannot_write(final, reason, error) from reason
     return sibling
+
+
+def remove_unfinished(final: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left of this file; only while no process writes it."""
+    final = Path(final)
+    prefix = f".{final.stem}."
+    for sibling in final.parent.glob(f"{glob.escape(prefix)}*{final.suffix}"):
+        if sibling.stem.removeprefix(prefix).isdecimal():  # of a process
+            sibling.unlink(missing_ok=True)
 
 
 def _cannot_write(final: Path, reason: OSError, error: type[BadInputError]) -> BadInputError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from voxelquant.atomic_file import remove_unfinished
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import class_balanced_order
 from voxelquant.detection.checkpoint import load_weights, save_weights
@@ -270,6 +271,7 @@ def open_work_dir(session: TrainingSession) -> None:
     if not session.world.is_main:
         return
     make_work_dir(session.request.work_dir)
+    remove_unfinished(session.run.checkpoint)  # as large as a checkpoint, one for each kill
     if not session.request.resume:
         path = session.request.work_dir / "config.yaml"
         write_text_atomic(path, config_to_yaml(session.config))
