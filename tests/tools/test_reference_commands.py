@@ -23,7 +23,7 @@ from voxelquant.recipes.training_state import save_training_state
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "nuscenes.md").read_text()
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
-SENSITIVITY, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
+TEST_FLOAT, SENSITIVITY, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
 
 CONFIG = str(REPOSITORY / "configs/nusc/voxelnet/nusc_centerpoint_voxelnet_0075voxel_fix_bn_z.py")
 
@@ -59,6 +59,13 @@ def test_quantized_checkpoints_are_scored(checkout, ptq, qat, type_command, line
     assert "NDS" in printed
     metrics = json.loads((checkout / f"work_dirs/test_{name}/metrics.json").read_text())
     assert metrics["engine"] == "fake"
+    assert metrics["metrics"]["samples"] == 3
+
+
+def test_float_checkpoint_is_scored(checkout, type_command) -> None:
+    assert "NDS" in type_command(TEST_FLOAT)
+    metrics = json.loads((checkout / "work_dirs/test_epoch_20/metrics.json").read_text())
+    assert metrics["engine"] == "float"
     assert metrics["metrics"]["samples"] == 3
 
 
