@@ -54,12 +54,14 @@ def test_a_choice_that_is_not_clear_lists_the_splits(tmp_path, splits) -> None:
         choose_split(folder, Purpose.VAL)
 
 
-def test_the_only_version_is_found(tmp_path) -> None:
+def test_the_only_version_is_found_and_among_several_that_of_the_reference(tmp_path) -> None:
     tables(tmp_path, "v1.0-mini")
     assert find_version(tmp_path) == "v1.0-mini"
-    tables(tmp_path, "v1.0-trainval")
-    with pytest.raises(DatasetError, match=r"found v1.0-mini, v1.0-trainval.*--version"):
+    tables(tmp_path, "v1.0-test")
+    with pytest.raises(DatasetError, match=r"found v1.0-mini, v1.0-test.*--version"):
         find_version(tmp_path)
+    tables(tmp_path, "v1.0-trainval")
+    assert find_version(tmp_path) == "v1.0-trainval"
 
 
 def test_det3d_paths_follow_the_root_in_use(tmp_path, monkeypatch) -> None:

@@ -136,12 +136,17 @@ def find_det3d_file(config: DetectorConfig, root: Path, named: str | None) -> Pa
 
 
 def find_version(root: Path) -> str:
-    """The version folder of a dataset root, where there is exactly one.
+    """The version folder of a dataset root: the only one, or nuScenes' own for training.
+
+    CenterPoint's scripts take `v1.0-trainval` and know no other; `v1.0-test` and `v1.0-mini` often
+    lie beside it.
 
     Raises:
-        DatasetError: no folder `v*` with tables, or several.
+        DatasetError: no folder `v*` with tables, or several without that one.
     """
     versions = sorted({path.parent.name for path in root.glob("v*/*.json")})
+    if "v1.0-trainval" in versions:
+        return "v1.0-trainval"
     if not versions:
         raise DatasetError(
             f"{root}: found no version folder with tables (v1.0-trainval/*.json, say); give --data "
