@@ -15,6 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from voxelquant import QuantState
+from voxelquant.recipes import qat
+from voxelquant.recipes.training_state import unfinished_steps
 
 
 def read_json(path: Path) -> dict:
@@ -133,7 +135,7 @@ def test_a_killed_qat_goes_on_from_its_last_checkpoint(tmp_path, done, config, d
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     try:
-        while not checkpoint.exists():
+        while (unfinished_steps(checkpoint) or (0, 0))[0] == 0:
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.01)
         time.sleep(0.2)
@@ -214,6 +216,21 @@ def test_what_contradicts_itself(
 def test_weights_that_are_not_there(config, data, work, refusal) -> None:
     line = refusal(*qat_arguments(config, data, "none.safetensors", work))
     assert line.startswith("none.safetensors: no such file")
+
+
+def test_a_kill_before_the_first_step_costs_no_calibration(
+    tmp_path, config, data, weights, done, monkeypatch
+) -> None:
+    run = ("--steps", 2, "--calibrate-batches", 2)
+    done(*qat_arguments(config, data, weights, tmp_path / "unbroken", *run))
+    killed = qat_arguments(config, data, weights, tmp_path / "killed", *run)
+    with monkeypatch.context() as patch:
+        patch.setattr(qat, "train_session", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            done(*killed)
+    shown = done(*killed, "--resume").stderr
+    assert "calibrating" not in shown
+    assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
 
 
 def test_a_run_that_was_broken_off_is_not_begun_anew(

@@ -12,17 +12,20 @@ from click.testing import CliRunner
 from torch import nn
 
 from voxelquant.cli import reference_scripts
+from voxelquant.detection.config import load_config
 from voxelquant.errors import CheckpointError, DatasetError
 from voxelquant.export import check_file
 from voxelquant.export.defects import errors_of
 from voxelquant.export.libspconv_reader import read
 from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.quant_states import load_quant_state
 from voxelquant.recipes.scn_export import ScnExportRequest, read_voxel_pickle, run_scn_export
 from voxelquant.recipes.training_state import save_training_state
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "nuscenes.md").read_text()
 COMMANDS = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
+SHORT_VERBS = re.search(r"```\n(W=.*?)```", PAGE, re.DOTALL).group(1).splitlines()  # type: ignore[union-attr]
 TEST_FLOAT, SENSITIVITY, PTQ, TEST_PTQ, EXPORT_PTQ, QAT, TEST_QAT, EXPORT_QAT = COMMANDS
 
 CONFIG = str(REPOSITORY / "configs/nusc/voxelnet/nusc_centerpoint_voxelnet_0075voxel_fix_bn_z.py")
@@ -44,6 +47,20 @@ def test_ptq_leaves_a_checkpoint_in_the_reference_layout(ptq: dict) -> None:
     ranges = [name for name in ptq["state_dict"] if name.endswith("_amax")]
     assert len(ranges) == 50
     assert "backbone.conv2.2.quant_add._input_quantizer._amax" in ranges
+
+
+@pytest.mark.parametrize("name", ["ptq", "qat"])
+def test_the_checkpoint_holds_the_ranges_that_were_trained(checkout, ptq, qat, name) -> None:
+    """The layout has a range for each reader: with one for each tensor, sums would be widened."""
+    folder = checkout / "workspace/PTQ_QAT"
+    config = load_config(checkout / Path(CONFIG).relative_to(REPOSITORY))
+    ours = load_quant_state(folder / f"{name}.safetensors", config).state
+    theirs = load_quant_state(folder / f"{name}.pth", config).state
+    names = ours.plan.range_names
+    assert names == theirs.plan.range_names
+    assert len(names) == (21 - 3) + (8 - 1)  # without the layers that stay in fp16
+    for tensor in names:
+        assert ours.activation_amax(tensor) == theirs.activation_amax(tensor), tensor
 
 
 def test_qat_moves_weights_that_the_reference_never_trained(ptq: dict, qat: dict) -> None:
@@ -75,6 +92,25 @@ def test_quantized_checkpoints_are_exported(checkout, ptq, qat, type_command, li
     path = checkout / name
     assert not errors_of(check_file(path))
     assert len(read(path).nodes) == 21 + 8 + 8 + 1 + 1
+
+
+def test_the_short_verbs_do_the_same(checkout, type_command) -> None:
+    """As they stand on the page, but for the config, whose detector is as small as the dataset."""
+    given = dict(line.split("=", 1) for line in SHORT_VERBS if not line.startswith("voxelquant"))
+    assert given.keys() == {"W", "C"}
+    load_config(given["C"])  # bundled
+    given["C"] = str(Path(CONFIG).relative_to(REPOSITORY))
+    verbs = [line for line in SHORT_VERBS if line.startswith("voxelquant")]
+    for line in verbs:
+        for name, value in given.items():
+            line = line.replace(f"${name}", value)
+        type_command(f"python -m {line}")
+    assert len(verbs) == 6
+    for folder, engine in (("float", "float"), ("ptq_score", "fake"), ("qat_score", "int8")):
+        metrics = json.loads((checkout / "runs" / folder / "metrics.json").read_text())
+        assert metrics["engine"] == engine
+        assert (metrics["difference"] is None) == (folder == "float")
+    assert not errors_of(check_file(checkout / "qat_short.onnx"))
 
 
 def test_sensitivity_ranks_every_layer(checkout, type_command) -> None:

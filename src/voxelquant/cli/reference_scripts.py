@@ -12,11 +12,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from voxelquant.cli import BAD_INPUT_EXIT_CODE, main
+
+if TYPE_CHECKING:
+    from voxelquant.recipes.workflow import WorkflowSettings
 
 _PATH = click.Path(path_type=Path)
 
@@ -78,7 +81,7 @@ def _sensitivity(
     config: str, weight: Path, calibrate_batch: int, eval_origin: bool, work_dir: Path | None
 ) -> None:
     """Quantize one layer at a time and print what each costs."""
-    batch_size, _, _ = _settings(config)
+    batch_size = _settings(config).batch_size
     work_dir = work_dir or Path("work_dirs") / f"sensitivity_{weight.stem}"
     run_verb(
         "sensitivity", config, "--weights", weight, "--work-dir", work_dir,
@@ -160,10 +163,14 @@ class _Pipeline:
         os.environ.setdefault("LOCAL_RANK", str(self.local_rank))
         folder = self.work_dir or Path("work_dirs") / Path(self.config).stem
         verb = "ptq" if self.ptq_mode else "qat"
-        batch_size, lr_max, note = _settings(self.config)
-        if note and not self.ptq_mode and int(os.environ.get("RANK", "0")) == 0:
-            click.echo(note, err=True)
-        common = (self.config, "--weights", self.resume_from, "--work-dir", folder)
+        settings = _settings(self.config)
+        is_main = int(os.environ.get("RANK", "0")) == 0
+        if settings.note and not self.ptq_mode and is_main:
+            click.echo(settings.note, err=True)
+        # The ranges of the reference's layout: what is trained and scored is what the .pth holds.
+        recipe = ("--recipe", "nvidia")
+        common = (self.config, "--weights", self.resume_from, "--work-dir", folder, *recipe)
+        batch_size = settings.batch_size
         if self.ptq_mode:
             batches = ("--calibrate-batches", self.calibrate_batch, "--batch-size", batch_size)
             run_verb("ptq", *common, *batches)
@@ -172,10 +179,10 @@ class _Pipeline:
             # `qat` calibrates on batches of one frame: as many frames as the reference's batches.
             frames = ("--calibrate-batches", self.calibrate_batch * batch_size)
             resume = ("--resume",) if _was_broken_off(folder) else ()
-            rate = ("--lr-max", lr_max * scale)
+            rate = ("--lr-max", settings.lr_max * scale)
             run_verb("qat", *common, *frames, "--seed", self.seed, *rate, *resume)
         state = folder / f"{verb}.safetensors"
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_main:
             run_verb("export", self.config, "--weights", state, "--out", folder / f"{verb}.pth")
         if self.validate:
             run_verb("eval", self.config, "--weights", state, "--engine", "fake",
@@ -188,17 +195,16 @@ def _was_broken_off(folder: Path) -> bool:
     return was_broken_off(folder)
 
 
-def _settings(config: str) -> tuple[int, float, str]:
-    """Frames a batch, peak learning rate and a note on it; an unusable config ends the script."""
+def _settings(config: str) -> WorkflowSettings:
+    """Batch size and rate of a config; one that cannot be used ends the script."""
     # Imported late: recipes import torch, which `--help` need not wait for.
     from voxelquant.errors import BadInputError
     from voxelquant.recipes.workflow import workflow_settings
 
     try:
-        settings = workflow_settings(config)
+        return workflow_settings(config)
     except BadInputError as error:
         raise click.UsageError(" ".join(str(error).split())) from error
-    return settings.batch_size, settings.lr_max, settings.note
 
 
 def join_slurm_job() -> None:

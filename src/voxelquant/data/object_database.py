@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +23,7 @@ from voxelquant.data.loader import FrameLoader, LoaderOptions
 from voxelquant.data.objects import CutObjects, ObjectIndex, cut_objects, keep_box_points
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import Draw
+from voxelquant.digest import file_digest, text_digest
 from voxelquant.errors import DatasetError
 
 FORMAT = 2
@@ -63,9 +63,9 @@ class DatabaseKey:
         """Key of the database of a dataset; reads no frame."""
         return cls(
             annotations=_annotation_name(dataset),
-            annotation_digest=_digest_of_file(dataset.annotation_path),
+            annotation_digest=file_digest(dataset.annotation_path)[:16],
             frames=len(dataset),
-            frame_digest=sha256("\n".join(dataset.sample_tokens).encode()).hexdigest()[:16],
+            frame_digest=text_digest("\n".join(dataset.sample_tokens))[:16],
             nsweeps=dataset.nsweeps,
             classes=tuple(sorted(dataset.class_names)),
         )
@@ -85,14 +85,6 @@ def database_name(dataset: FrameDataset) -> str:
     `object_database_v1.0-trainval_train_10sweeps.safetensors`, say.
     """
     return f"object_database_{_annotation_name(dataset)}_{dataset.nsweeps}sweeps.safetensors"
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def _annotation_name(dataset: FrameDataset) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from voxelquant.data.loader import Frames, LoaderOptions
 from voxelquant.data.records import FrameDataset
+from voxelquant.digest import file_digest
 from voxelquant.quant import MagnitudeHistogram, TensorStatistics, observe, quantize, set_ranges
 from voxelquant.quant.recipe import Recipe, load_recipe
 from voxelquant.quant.spec import Method
@@ -19,7 +20,6 @@ from voxelquant.recipes.calibration import (
     CalibrationJob,
     read_batches,
     require_batches,
-    weights_digest,
 )
 from voxelquant.recipes.detect import Detector
 from voxelquant.recipes.distributed import World
@@ -94,7 +94,7 @@ def calibrate_together(
     """
     job = request.job
     calibration = Calibration(detector, request.recipe, job, world)
-    line = calibration.begin(request.work_dir, weights_digest(request.weights))
+    line = calibration.begin(request.work_dir, file_digest(request.weights))
     if line:
         reporter.say(f"calibration: {line}")
     title = f"calibrating{world.in_words} on {job.batches} batches"

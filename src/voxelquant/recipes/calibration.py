@@ -222,11 +222,6 @@ def read_batches(
         yield x
 
 
-def weights_digest(path: Path) -> str:
-    """Identifies weights by the content of their file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def require_batches(dataset: Frames, batches: int, batch_size: int) -> None:
     """Refuse a calibration on nothing.
 

@@ -8,18 +8,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, ConfigError
 from voxelquant.quant.insert import quantization_of
 from voxelquant.quant.range_trainer import RangeTrainer
-from voxelquant.quant.recipe import ActivationRanges, RangeTraining, WeightRanges, load_recipe
+from voxelquant.quant.recipe import (
+    ActivationRanges,
+    RangeTraining,
+    Recipe,
+    WeightRanges,
+    load_recipe,
+)
 from voxelquant.quant.spec import Method
 from voxelquant.quant.state import QuantState
 from voxelquant.recipes.artifacts import make_work_dir
 from voxelquant.recipes.calibrated import (
     STAGE,
-    Calibrated,
     CalibrationRequest,
     calibrate_together,
     calibration_batches,
@@ -28,22 +34,22 @@ from voxelquant.recipes.calibrated import (
 from voxelquant.recipes.calibrated import STATE_FILE as PTQ_FILE
 from voxelquant.recipes.data_parallel import NO_SYNC_ON_CPU, synchronise_batchnorms
 from voxelquant.recipes.datasets import Purpose, open_dataset
-from voxelquant.recipes.detect import Engine, open_detector
+from voxelquant.recipes.detect import Detector, Engine, open_detector
 from voxelquant.recipes.distributed import join_world
-from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.progress import Advance, StageReporter
 from voxelquant.recipes.qat_trainee import QatOptions, QatTrainee
 from voxelquant.recipes.quant_states import is_quant_state
 from voxelquant.recipes.train_run import (
     TrainingSession,
     TrainRequest,
-    file_digest,
     open_session,
     open_work_dir,
-    text_digest,
+    shown_digest,
     train_session,
     write_training_metrics,
 )
 from voxelquant.recipes.training_source import SyntheticSource
+from voxelquant.recipes.training_state import save_training_state
 
 STATE_FILE = "qat.safetensors"
 LR_MAX = 1e-4  # of the reference's QAT, a tenth of its training's
@@ -113,6 +119,9 @@ def run_qat(request: QatRequest, reporter: StageReporter) -> Path | None:
             session.reporter.say(NO_SYNC_ON_CPU)
         ranges = RangeTrainer(model, policy, session.run.total_steps)
         trainee = QatTrainee(model, session.config, ranges, options)
+        if world.is_main and not request.resume:  # a kill from here on costs no calibration
+            run = session.run
+            save_training_state(run.checkpoint, model, trainee.optimizer, 0, run.settings)
         title = f"training {session.config.name} with fake quantization"
         steps_done = train_session(session, trainee, title)
         if not world.is_main:
@@ -163,7 +172,7 @@ def _settings(request: QatRequest, teacher: Path | None) -> dict[str, Any]:
     )  # fmt: skip
     shared = {name.replace("_", " "): getattr(request, name) for name in names}
     recipe = load_recipe(request.recipe or "reference").model_dump_json()
-    return {**shared, "recipe": text_digest(recipe), "teacher": file_digest(teacher)}
+    return {**shared, "recipe": shown_digest(recipe), "teacher": shown_digest(teacher)}
 
 
 def _start_state(session: TrainingSession, request: QatRequest) -> Path:
@@ -183,26 +192,12 @@ def _calibrate(session: TrainingSession, request: QatRequest, path: Path) -> Non
     world, source, reporter = session.world, session.source, session.reporter
     detector = open_detector(session.config, request.weights, Engine.FLOAT, world.device)
 
-    def keep(calibrated: Calibrated) -> None:
-        calibrated.state.save(path)
-
     if isinstance(source, SyntheticSource):  # every process has frames of its own
         frames = source.first_frames()[:wanted]
-
         with reporter.stage(STAGE, f"calibrating on {len(frames)} batches") as advance:
-
-            def calibrate_on_pool() -> None:
-                keep(
-                    quantize_detector(
-                        detector,
-                        calibration_batches(detector, frames, len(frames), 1),
-                        recipe=recipe,
-                        method=request.method,
-                        progress=lambda done, _: advance(done, len(frames)),
-                    )
-                )
-
-            world.in_main(calibrate_on_pool)
+            world.in_main(
+                lambda: _calibrate_on(frames, detector, recipe, request, advance).save(path)
+            )
         return
     split, version = request.split, request.version
     dataset = open_dataset(session.config, request.data, split, version, purpose=Purpose.TRAIN)
@@ -216,7 +211,29 @@ def _calibrate(session: TrainingSession, request: QatRequest, path: Path) -> Non
         batches=wanted,
         num_workers=request.num_workers,
     )
-    calibrate_together(detector, calibration, keep, world=world, reporter=reporter)
+    calibrate_together(
+        detector,
+        calibration,
+        lambda calibrated: calibrated.state.save(path),
+        world=world,
+        reporter=reporter,
+    )
+
+
+def _calibrate_on(
+    frames: list[Frame],
+    detector: Detector,
+    recipe: Recipe,
+    request: QatRequest,
+    advance: Advance,
+) -> QuantState:
+    return quantize_detector(
+        detector,
+        calibration_batches(detector, frames, len(frames), 1),
+        recipe=recipe,
+        method=request.method,
+        progress=lambda done, _: advance(done, len(frames)),
+    ).state
 
 
 def _choose_ranges(model: CenterPoint, request: QatRequest) -> RangeTraining:

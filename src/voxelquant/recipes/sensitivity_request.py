@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from voxelquant import __version__
 from voxelquant.data.records import FrameDataset
 from voxelquant.detection.config import DetectorConfig
+from voxelquant.digest import file_digest, text_digest
 from voxelquant.errors import BadInputError
 from voxelquant.quant.layer_forms import Mode
 from voxelquant.quant.recipe import Recipe, load_recipe
 from voxelquant.quant.spec import Method
-from voxelquant.recipes.calibration import weights_digest
 from voxelquant.recipes.quant_states import is_quant_state
 from voxelquant.recipes.sensitivity_result import SuggestionRule
 
@@ -109,17 +108,17 @@ def profile_identity(
     tokens = [dataset.sample_tokens[index] for index in indices]
     float_weights = None
     if request.float_weights is not None:
-        float_weights = weights_digest(request.float_weights)
+        float_weights = file_digest(request.float_weights)
     identity: dict[str, Any] = {
         "voxelquant": __version__,
         "config": config,
-        "weights": weights_digest(request.weights),
+        "weights": file_digest(request.weights),
         "float_weights": float_weights,
         "mode": request.mode,
         "data": Path(dataset.root).resolve(),
         "version": dataset.version,
         "split": dataset.split,
-        "frames": sha256(" ".join(tokens).encode()).hexdigest(),
+        "frames": text_digest(" ".join(tokens)),
     }
     if is_quant_state(request.weights):
         return identity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from voxelquant.data.sampling import class_balanced_order
 from voxelquant.detection.checkpoint import load_weights, save_weights
 from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
 from voxelquant.detection.detector import CenterPoint
+from voxelquant.digest import file_digest, text_digest
 from voxelquant.errors import BadInputError, CheckpointError
 from voxelquant.recipes.artifacts import (
     make_work_dir,
@@ -44,6 +44,7 @@ from voxelquant.recipes.training_state import load_training_state, refuse_to_los
 
 # `--data synthetic`: frames are generated as training goes, nothing is read from disk.
 SYNTHETIC = "synthetic"
+SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,9 @@ def _plan_run(
     if request.data == SYNTHETIC:
         shared |= {"pool size": request.pool_size, "turnover": request.turnover}
     if isinstance(source, DatasetSource) and isinstance(source.dataset, FrameDataset):
-        shared["frames"] = text_digest(" ".join(source.dataset.sample_tokens))
-    shared["weights"] = file_digest(request.weights)
-    shared["config"] = text_digest(config_to_yaml(config))
+        shared["frames"] = shown_digest(" ".join(source.dataset.sample_tokens))
+    shared["weights"] = shown_digest(request.weights)
+    shared["config"] = shown_digest(config_to_yaml(config))
     return TrainingRun(
         total_steps=steps,
         batch_size=batch_size,
@@ -205,16 +206,14 @@ def _plan_run(
     )
 
 
-def text_digest(text: str) -> str:
-    """Tells two runs apart; short, since it is shown."""
-    return sha256(text.encode()).hexdigest()[:12]
+def shown_digest(source: Path | str | None) -> str | None:
+    """Tells the files or texts of two runs apart; short, since it is shown.
 
-
-def file_digest(path: Path | None) -> str | None:
-    """Of the content; None for no file, of which whoever reads it says more."""
-    if path is None or not path.is_file():
-        return None
-    return sha256(path.read_bytes()).hexdigest()[:12]
+    None for no file, of which whoever reads it says more.
+    """
+    if isinstance(source, str):
+        return text_digest(source)[:SHOWN_DIGITS]
+    return file_digest(source)[:SHOWN_DIGITS] if source is not None and source.is_file() else None
 
 
 def _open_source(
