@@ -1,0 +1,1 @@
+"""The planned engine: a lowered network as one sequence of GPU kernels without host work."""

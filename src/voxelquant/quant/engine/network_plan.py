@@ -1,0 +1,379 @@
+"""A network planned once for a device and an upper bound of voxels, then replayed frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from voxelquant.errors import GeometryError
+from voxelquant.quant.engine.memory import place_values
+from voxelquant.quant.engine.program import (
+    AddOp,
+    ConvertOp,
+    ConvOp,
+    DenseOp,
+    Program,
+    ReluOp,
+    read_program,
+)
+from voxelquant.quant.engine.tiles import ConvShape, default_tile, padded_channels
+from voxelquant.quant.int8_modules import Int8SparseConv3d
+from voxelquant.sparse import Triple
+from voxelquant.sparse.backends.triton.column_map import ColumnMaps, MapSpec
+from voxelquant.sparse.backends.triton.densify import densify, order_features
+from voxelquant.sparse.backends.triton.implicit_gemm import (
+    ConvTile,
+    Fusion,
+    launch_conv,
+    pack_weight,
+)
+from voxelquant.sparse.backends.triton.pointwise import add_rows, convert_rows
+from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
+
+StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
+# Sites of a level for each voxel that the input may have. A real frame of 80 k voxels has 0.87,
+# 0.37, 0.13 and 0.10; isolated voxels multiply, but a frame of many has few isolated ones.
+_FIRST_STRIDED, _LATER_STRIDED = 1.25, 0.75
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One launch, or a few that belong together.
+
+    Attributes:
+        name: module path, or what it does.
+        kind: what its time is counted as.
+        run: launches it on the current stream; it reads what the stages before it left.
+    """
+
+    name: str
+    kind: StageKind
+    run: Callable[[], None]
+
+
+class NetworkPlan:
+    """The planned engine of one network.
+
+    Args:
+        program: its operations.
+        batch_size: samples of a frame.
+        max_voxels: most voxels of a frame, over all samples.
+        device: a GPU, or a CPU under Triton's interpreter.
+        tiles: tile of each convolution by its shape; the default tile where there is none.
+        capacities: most sites of every level; by default in proportion to `max_voxels`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        batch_size: int,
+        max_voxels: int,
+        device: torch.device,
+        tiles: dict[ConvShape, ConvTile] | None = None,
+        capacities: Sequence[int] | None = None,
+    ) -> None:
+        self.program = program
+        self.batch_size = batch_size
+        self.max_voxels = max_voxels
+        self.device = device
+        self.tiles = tiles or {}
+        sizes = capacities or _default_capacities(program, max_voxels)
+        levels = tuple(
+            LevelGrid(level.spatial_shape, size, level.parent, level.geometry)
+            for level, size in zip(program.levels, sizes, strict=True)
+        )
+        self.index = SiteIndex(levels, batch_size, device)
+        self.maps = ColumnMaps(
+            self.index,
+            [MapSpec(m.in_level, m.out_level, m.geometry, m.inverse) for m in program.maps],
+        )
+        in_channels = program.values[0].channels
+        self.coords_bzyx = torch.zeros((max_voxels, 4), dtype=torch.int32, device=device)
+        self.features = torch.zeros((max_voxels, in_channels), dtype=torch.float16, device=device)
+        self.count = torch.zeros(1, dtype=torch.int32, device=device)
+        self._values = self._allocate()
+        self.outputs = tuple(
+            torch.zeros((batch_size, *shape), dtype=torch.float16, device=device)
+            for shape in program.dense_shapes
+        )
+        self._weights_bytes = 0
+        self.stages = tuple(self._stages())
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, features: Tensor, coords_bzyx: Tensor, *, check: bool = True) -> Tensor:
+        """Run one frame.
+
+        Args:
+            features: `[n, c]` float16 or float32 voxel features, n <= max_voxels.
+            coords_bzyx: `[n, 4]` int32 unique coordinates inside the grid, in any order.
+            check: wait for the device and raise what the frame did wrong. Without it a frame that
+                did not fit leaves NaN.
+
+        Returns:
+            `[b, c * z, y, x]` float16, overwritten by the next frame; the first of `outputs`.
+
+        Raises:
+            GeometryError: shapes do not fit, coordinates lie outside of the grid or repeat, or a
+                level has more sites than were planned for.
+        """
+        n = len(features)
+        if n > self.max_voxels:
+            raise GeometryError(
+                f"got a frame of {n} voxels, the plan holds {self.max_voxels}; plan for more"
+            )
+        expected = (n, self.features.shape[1]), (n, 4)
+        if (tuple(features.shape), tuple(coords_bzyx.shape)) != expected:
+            raise GeometryError(
+                f"got features {tuple(features.shape)} and coordinates {tuple(coords_bzyx.shape)}, "
+                f"need {expected[0]} and {expected[1]} (batch, z, y, x)"
+            )
+        self.features[:n].copy_(features)
+        self.coords_bzyx[:n].copy_(coords_bzyx)
+        self.count.fill_(n)
+        self.replay()
+        if check:
+            self.check()
+        return self.outputs[0]
+
+    def replay(self) -> None:
+        """Run what lies in `features`, `coords_bzyx` and `count`, without a look at the result."""
+        if self._graph is None:
+            for stage in self.stages:
+                stage.run()
+        else:
+            self._graph.replay()
+
+    def check(self) -> None:
+        """Wait for the last frame.
+
+        Raises:
+            GeometryError: it did not fit; `__call__` says how.
+        """
+        reason = self.index.explain()
+        if reason is not None:
+            raise GeometryError(reason)
+
+    def capture(self) -> None:
+        """Turn the launches into one CUDA graph; kernels are compiled first."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for stage in self.stages:
+                stage.run()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for stage in self.stages:
+                stage.run()
+        self._graph = graph
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Memory held, by what it is for; nothing is allocated while frames run."""
+        return {
+            "inputs": sum(_bytes(t) for t in (self.coords_bzyx, self.features, self.count)),
+            "index": self.index.bytes,
+            "maps": self.maps.bytes,
+            "features": self._arena_bytes,
+            "weights": self._weights_bytes,
+            "outputs": sum(_bytes(t) for t in self.outputs),
+        }
+
+    def _allocate(self) -> list[Tensor]:
+        """A view `[capacity, stride]` of the arena for every value."""
+        shapes = []
+        for number, value in enumerate(self.program.values):
+            width = value.channels
+            if number == 0:
+                width = -(-width // 8) * 8  # rows of 16 bytes
+            shapes.append((self.index.levels[value.level].capacity, width))
+        sizes = [
+            rows * width * value.dtype.itemsize
+            for (rows, width), value in zip(shapes, self.program.values, strict=True)
+        ]
+        offsets, self._arena_bytes = place_values(self.program, sizes)
+        arena = torch.zeros(self._arena_bytes, dtype=torch.uint8, device=self.device)
+        return [
+            arena[offset : offset + size].view(value.dtype).view(shape)
+            for offset, size, value, shape in zip(
+                offsets, sizes, self.program.values, shapes, strict=True
+            )
+        ]
+
+    def _stages(self) -> list[Stage]:
+        index = self.index
+        stages = [
+            Stage("sites", "maps", lambda: index.launch(self.coords_bzyx, self.count)),
+            Stage(
+                "order",
+                "copy",
+                lambda: order_features(
+                    index, self.features, self.coords_bzyx, self.count, self._values[0]
+                ),
+            ),
+            Stage("kernel maps", "maps", self.maps.launch),
+        ]
+        for name, op in zip(self.program.names, self.program.ops, strict=True):
+            if isinstance(op, ConvOp):
+                stages.append(Stage(name, "conv", self._conv(op)))
+            elif isinstance(op, DenseOp):
+                stages.append(Stage(name, "densify", self._dense(op)))
+            else:
+                stages.append(Stage(name, "pointwise", self._pointwise(op)))
+        return stages
+
+    def conv_shape(self, op: ConvOp) -> ConvShape:
+        """What the tile of a convolution depends on."""
+        made = self.program.maps[op.map]
+        out = op.conv.weight_q if isinstance(op.conv, Int8SparseConv3d) else op.conv.weight
+        return ConvShape(
+            c_in=out.shape[4],
+            c_out=out.shape[0],
+            columns=made.geometry.kernel_size[1] * made.geometry.kernel_size[2],
+            kz=made.geometry.kernel_size[0],
+            integer=isinstance(op.conv, Int8SparseConv3d),
+        )
+
+    def conv_launcher(self, op: ConvOp, tile: ConvTile) -> Callable[[], None]:
+        """A launch of a convolution with a tile, on the buffers of this plan."""
+        conv = op.conv
+        shape = self.conv_shape(op)
+        made = self.program.maps[op.map]
+        integer = isinstance(conv, Int8SparseConv3d)
+        weight = conv.weight_q if isinstance(conv, Int8SparseConv3d) else conv.weight
+        packed = pack_weight(weight.to(self.device), padded_channels(shape, tile))
+        add = op.add
+        scales: tuple[Tensor | None, ...] = (conv.output_scale, None, None, None)
+        fusion = Fusion(relu=conv.relu, quantized=conv.output_scale is not None)
+        if add is not None:
+            operands = (add.operand_a, add.operand_b)
+            own, other = operands[op.own_operand], operands[1 - op.own_operand]
+            steps = [o.scales[-1] if o.count else None for o in (own, other)]
+            scales = (conv.output_scale, *steps, add.output_scale)
+            fusion = Fusion(
+                relu=conv.relu,
+                quantized=conv.output_scale is not None,
+                add=True,
+                residual_quantized=other.count > 0,
+                add_relu=add.relu,
+                add_quantized=add.output_scale is not None,
+            )
+        on_device = [None if s is None else s.to(self.device) for s in scales]
+        multiplier = conv.multiplier.to(self.device) if integer else None
+        bias = None if conv.bias is None else conv.bias.to(self.device)
+        x, out = self._values[op.x], self._values[op.out]
+        residual = None if op.residual is None else self._values[op.residual]
+        count = self.index.counts[made.out_level : made.out_level + 1]
+        entries = self.maps.entries[op.map]
+
+        def run() -> None:
+            launch_conv(
+                tile,
+                fusion,
+                x=x,
+                packed=packed,
+                entries=entries,
+                count=count,
+                out=out,
+                kz=shape.kz,
+                c_in=shape.c_in,
+                inverse=made.inverse,
+                multiplier=multiplier,
+                bias=bias,
+                scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
+                residual=residual,
+            )
+
+        run.weight_bytes = _bytes(packed)  # type: ignore[attr-defined]
+        return run
+
+    def _conv(self, op: ConvOp) -> Callable[[], None]:
+        shape = self.conv_shape(op)
+        run = self.conv_launcher(op, self.tiles.get(shape) or default_tile(shape))
+        self._weights_bytes += run.weight_bytes  # type: ignore[attr-defined]
+        return run
+
+    def _pointwise(self, op: ConvertOp | AddOp | ReluOp) -> Callable[[], None]:
+        out = self._values[op.out]
+        level = self.program.values[op.out].level
+        count = self.index.counts[level : level + 1]
+        if isinstance(op, AddOp):
+            a, b = self._values[op.a], self._values[op.b]
+            operands = (op.add.operand_a, op.add.operand_b)
+            steps = [o.scales[-1].to(self.device) if o.count else None for o in operands]
+            result = op.add.output_scale
+            scales = (steps[0], steps[1], None if result is None else result.to(self.device))
+            relu = op.add.relu
+            return lambda: add_rows(a, b, count, out, relu=relu, scales=scales)
+        x = self._values[op.x]
+        if isinstance(op, ReluOp):
+            return lambda: convert_rows(x, count, out, relu=True)
+        steps_in_turn = torch.stack([s.to(self.device) for s in op.scales])
+        return lambda: convert_rows(x, count, out, scales=steps_in_turn)
+
+    def _dense(self, op: DenseOp) -> Callable[[], None]:
+        x, out = self._values[op.x], self.outputs[op.output]
+        level = self.program.values[op.x].level
+        return lambda: densify(self.index, level, x, out)
+
+
+def plan_network(
+    engine: nn.Module,
+    *,
+    spatial_shape: Triple,
+    in_channels: int,
+    max_voxels: int,
+    batch_size: int = 1,
+    device: torch.device | str = "cuda",
+    capacities: Sequence[int] | None = None,
+    tiles: dict[ConvShape, ConvTile] | None = None,
+) -> NetworkPlan:
+    """Plan a lowered network for a device.
+
+    Args:
+        engine: result of `lower` of a module that maps a `SparseTensor` to its dense map.
+        spatial_shape: grid (z, y, x) of its input.
+        in_channels: features of a voxel.
+        max_voxels: most voxels of a frame, over all samples.
+        batch_size: samples of a frame.
+        device: a GPU; a CPU works under Triton's interpreter alone.
+        capacities: most sites of every level; by default in proportion to `max_voxels`.
+        tiles: measured tiles; the default ones where there are none.
+
+    Raises:
+        GraphError: the network holds what is not lowered, or returns more than dense maps.
+        GeometryError: a kernel that column maps cannot express.
+    """
+    where = torch.device(device)
+    program = read_program(engine, spatial_shape, in_channels)
+    plan = NetworkPlan(
+        program,
+        batch_size=batch_size,
+        max_voxels=max_voxels,
+        device=where,
+        tiles=tiles,
+        capacities=capacities,
+    )
+    if where.type == "cuda":
+        plan.capture()
+    return plan
+
+
+def _default_capacities(program: Program, max_voxels: int) -> list[int]:
+    sizes = []
+    for level in program.levels:
+        if level.parent is None:
+            sizes.append(max_voxels)
+        else:
+            factor = _FIRST_STRIDED if level.parent == 0 else _LATER_STRIDED
+            sizes.append(int(max_voxels * factor) + 64)
+    return sizes
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,81 @@
+"""How convolutions are cut into programs: what is tried, and what is taken untried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import triton
+
+from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What the best tile of a convolution depends on.
+
+    Attributes:
+        c_in: input channels.
+        c_out: output channels.
+        columns: columns of its kernel map.
+        kz: taps of a column.
+        integer: whether it multiplies codes.
+    """
+
+    c_in: int
+    c_out: int
+    columns: int
+    kz: int
+    integer: bool
+
+    @property
+    def least_k(self) -> int:
+        """Fewest channels of one step of the tensor cores."""
+        return 32 if self.integer else 16
+
+
+def padded_channels(shape: ConvShape, tile: ConvTile) -> int:
+    """Input channels of a tap in the packed weight."""
+    if tile.together:
+        # Rows are read 16 bytes at a time where they can be.
+        per_read = 16 if shape.integer else 8
+        return shape.c_in if shape.c_in > 8 else -(-shape.c_in // per_read) * per_read
+    return -(-shape.c_in // tile.block_k) * tile.block_k
+
+
+def default_tile(shape: ConvShape) -> ConvTile:
+    """A tile that is never bad: the taps of narrow layers side by side, 64 rows."""
+    block_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
+    if shape.c_in <= 16:
+        return _together(shape, 64, block_n, 4, 3)
+    block_k = min(max(triton.next_power_of_2(shape.c_in), shape.least_k), 64)
+    return ConvTile(64, block_n, block_k, False, 4, 3)
+
+
+def candidates(shape: ConvShape) -> Iterator[ConvTile]:
+    """Tiles that are worth a measurement."""
+    yield default_tile(shape)
+    full_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
+    widths = (full_n, full_n // 2) if full_n == 128 else (full_n,)
+    for block_m in (32, 64, 128):
+        for block_n in widths:
+            for num_warps in (2, 4, 8):
+                if block_m * block_n < 16 * 16 * num_warps:
+                    continue
+                for num_stages in (2, 3, 4):
+                    if shape.c_in <= 32:
+                        yield _together(shape, block_m, block_n, num_warps, num_stages)
+                    if shape.c_in >= shape.least_k:
+                        widest = min(triton.next_power_of_2(shape.c_in), 128)
+                        yield ConvTile(block_m, block_n, widest, False, num_warps, num_stages)
+                        if widest == 128:
+                            yield ConvTile(block_m, block_n, 64, False, num_warps, num_stages)
+
+
+def _together(
+    shape: ConvShape, block_m: int, block_n: int, num_warps: int, num_stages: int
+) -> ConvTile:
+    probe = ConvTile(block_m, block_n, 0, True, num_warps, num_stages)
+    width = shape.kz * padded_channels(shape, probe)
+    block_k = max(triton.next_power_of_2(width), shape.least_k)
+    return ConvTile(block_m, block_n, block_k, True, num_warps, num_stages)

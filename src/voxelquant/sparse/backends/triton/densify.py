@@ -1,0 +1,161 @@
+"""The ends of the sparse part: features put into the order of rows, and the dense map."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
+from voxelquant.sparse.backends.triton.site_index import SiteIndex
+
+_BLOCK_X = 32
+_BLOCK_C = 64
+_ROWS = 128
+
+
+def order_features(
+    index: SiteIndex, features: Tensor, coords_bzyx: Tensor, count: Tensor, out: Tensor
+) -> None:
+    """Write the features of a frame in the order of the first level's rows.
+
+    Args:
+        index: the sites, launched.
+        features: `[capacity, c]` float in the order of `coords_bzyx`.
+        coords_bzyx: `[capacity, 4]` int32.
+        count: `[1]` int32.
+        out: `[capacity, stride]` float16, stride >= c; columns from c on become zero.
+    """
+    level = index.levels[0]
+    width = triton.next_power_of_2(out.shape[1])
+    _order_features[(triton.cdiv(level.capacity, _ROWS),)](
+        features,
+        coords_bzyx,
+        count,
+        index.words,
+        index.ranks,
+        index.flags,
+        out,
+        *level.spatial_shape[1:],
+        level.column_bits,
+        C=features.shape[1],
+        STRIDE=out.shape[1],
+        WIDTH=width,
+        BLOCK=_ROWS,
+    )
+
+
+@triton.jit
+def _order_features(
+    x_ptr,
+    coords_ptr,
+    count_ptr,
+    words_ptr,
+    ranks_ptr,
+    flags_ptr,
+    out_ptr,
+    size_y,
+    size_x,
+    column_bits,
+    C: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    count = tl.load(count_ptr)
+    if tl.program_id(0) * BLOCK >= count:
+        return
+    # Coordinates outside of the grid have no word to look into.
+    if (tl.load(flags_ptr) & 1) != 0:
+        return
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = rows < count
+    b = tl.load(coords_ptr + rows * 4, mask=there, other=0).to(tl.int64)
+    z = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
+    y = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
+    x = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
+    cell = ((b * size_y + y) * size_x + x) * column_bits + z
+    word = tl.load(words_ptr + (cell >> 6), mask=there, other=0).to(tl.uint64, bitcast=True)
+    rank = tl.load(ranks_ptr + (cell >> 6), mask=there, other=0)
+    rank += popcount64(word & bits_below(cell & 63))
+    channels = tl.arange(0, WIDTH)
+    has = there[:, None] & (channels < C)[None, :]
+    values = tl.load(x_ptr + rows[:, None] * C + channels[None, :], mask=has, other=0.0)
+    held = there[:, None] & (channels < STRIDE)[None, :]
+    tl.store(out_ptr + rank[:, None] * STRIDE + channels[None, :], values.to(tl.float16), mask=held)
+
+
+def densify(index: SiteIndex, level_number: int, features: Tensor, out: Tensor) -> None:
+    """Write rows onto the dense grid, the height folded into channels: channel = c * Z + z.
+
+    Every cell is written, so `out` needs no clearing. A frame that raised a flag leaves NaN.
+
+    Args:
+        index: the sites, launched.
+        level_number: level of the features.
+        features: `[capacity, c]` float16.
+        out: `[b, c * Z, Y, X]` float16.
+    """
+    level = index.levels[level_number]
+    size_z, size_y, size_x = level.spatial_shape
+    c = features.shape[1]
+    grid = (
+        index.batch_size * size_y * triton.cdiv(size_x, _BLOCK_X),
+        triton.cdiv(c, _BLOCK_C),
+        size_z,
+    )
+    _densify[grid](
+        features,
+        index.words[index.first_words[level_number] :],
+        index.ranks[index.first_words[level_number] :],
+        index.flags,
+        out,
+        level.capacity,
+        size_y,
+        size_x,
+        level.column_bits,
+        C=c,
+        SIZE_Z=size_z,
+        BLOCK_X=_BLOCK_X,
+        BLOCK_C=_BLOCK_C,
+    )
+
+
+@triton.jit
+def _densify(
+    x_ptr,
+    words_ptr,
+    ranks_ptr,
+    flags_ptr,
+    out_ptr,
+    capacity,
+    size_y,
+    size_x,
+    column_bits,
+    C: tl.constexpr,
+    SIZE_Z: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Program (line and run of cells, channels, z)."""
+    runs = tl.cdiv(size_x, BLOCK_X)
+    line = tl.program_id(0) // runs  # b * Y + y
+    x = (tl.program_id(0) % runs) * BLOCK_X + tl.arange(0, BLOCK_X)
+    channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    z = tl.program_id(2)
+    inside = x < size_x
+    cell = (line.to(tl.int64) * size_x + x) * column_bits + z
+    word = tl.load(words_ptr + (cell >> 6), mask=inside, other=0).to(tl.uint64, bitcast=True)
+    active = ((word >> (cell & 63).to(tl.uint64)) & 1) != 0
+    rank = tl.load(ranks_ptr + (cell >> 6), mask=inside & active, other=0)
+    rank += popcount64(word & bits_below(cell & 63))
+    active &= inside & (rank < capacity)
+    has = active[:, None] & (channels < C)[None, :]
+    values = tl.load(x_ptr + rank[:, None] * C + channels[None, :], mask=has, other=0.0)
+    if tl.load(flags_ptr) != 0:
+        values = values * float("nan")
+    batch = line // size_y
+    y = line - batch * size_y
+    plane = (batch.to(tl.int64) * C + channels) * SIZE_Z + z
+    places = (plane[None, :] * size_y + y) * size_x + x[:, None]
+    tl.store(out_ptr + places, values, mask=inside[:, None] & (channels < C)[None, :])

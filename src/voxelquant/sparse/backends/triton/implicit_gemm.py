@@ -1,0 +1,259 @@
+"""Sparse convolution as one implicit GEMM, with everything fused that follows it.
+
+    out[m, :] = finish(sum over columns j, taps t of  x[row(m, j, t), :] @ w[j, t])
+
+Output-stationary: a program owns `BLOCK_M` output rows and `BLOCK_N` channels, gathers the rows
+that its sites see through a column of taps and multiplies them; nothing is sorted, nothing is
+scattered, no atomics. Missing sites are masked loads: they cost no traffic. Prior art: the implicit
+GEMM of spconv 2 and of TorchSparse++ (Tang 2023, 2311.12862).
+
+Rows of features are `stride_x` elements apart, which may be more than they have channels; weights
+are packed `[columns, c_out, kz * c_pad]` (`pack_weight`), their last axis filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from voxelquant.sparse.backends.triton.bits import popcount_small
+from voxelquant.sparse.backends.triton.epilogue import finish, operand_value
+
+
+@dataclass(frozen=True)
+class ConvTile:
+    """How a convolution is cut into programs.
+
+    Attributes:
+        block_m: output rows of a program.
+        block_n: output channels of a program.
+        block_k: input channels of a step; with `together`, all taps of a column are one step.
+        together: whether the taps of a column are multiplied side by side.
+        num_warps: warps of a program.
+        num_stages: steps that are loaded ahead.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    together: bool
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What a convolution does after its sum.
+
+    Attributes:
+        relu: whether its own ReLU is fused.
+        quantized: whether its own result becomes codes.
+        add: whether a residual sum follows; the fields below are the sum's.
+        residual_quantized: whether the other operand holds codes.
+        add_relu: whether the sum has a ReLU.
+        add_quantized: whether the sum becomes codes.
+    """
+
+    relu: bool = False
+    quantized: bool = False
+    add: bool = False
+    residual_quantized: bool = False
+    add_relu: bool = False
+    add_quantized: bool = False
+
+
+def pack_weight(weight: Tensor, c_pad: int) -> Tensor:
+    """Weight in the order of the kernel.
+
+    Args:
+        weight: `[c_out, kz, ky, kx, c_in]`.
+        c_pad: input channels after padding, at least c_in.
+
+    Returns:
+        `[ky * kx, c_out, kz * c_pad]`, contiguous.
+    """
+    c_out, kz, ky, kx, c_in = weight.shape
+    packed = weight.new_zeros((ky, kx, c_out, kz, c_pad))
+    packed[..., :c_in] = weight.permute(2, 3, 0, 1, 4)
+    return packed.view(ky * kx, c_out, kz * c_pad)
+
+
+@triton.jit
+def conv_kernel(
+    x_ptr,
+    w_ptr,
+    map_ptr,
+    count_ptr,
+    out_ptr,
+    multiplier_ptr,
+    bias_ptr,
+    scale_ptr,
+    residual_ptr,
+    scale_a_ptr,
+    scale_b_ptr,
+    add_scale_ptr,
+    capacity,
+    C_IN: tl.constexpr,
+    STRIDE_X: tl.constexpr,
+    C_PAD: tl.constexpr,
+    C_OUT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    KZ: tl.constexpr,
+    INVERSE: tl.constexpr,
+    INTEGER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    ADD: tl.constexpr,
+    RESIDUAL_QUANTIZED: tl.constexpr,
+    ADD_RELU: tl.constexpr,
+    ADD_QUANTIZED: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """See the module; program (i, n)."""
+    count = tl.load(count_ptr)
+    start = tl.program_id(0) * BLOCK_M
+    if start >= count:
+        return
+    rows = start + tl.arange(0, BLOCK_M)
+    channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_channels = channels < C_OUT
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGER else tl.float32)
+    k = tl.arange(0, BLOCK_K)
+    w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
+    for column in range(COLUMNS):
+        entry = tl.load(map_ptr + column * capacity + rows, mask=rows < count, other=0)
+        first = entry >> KZ
+        w_column = w_row + column * (C_OUT * KZ * C_PAD)
+        if TOGETHER:
+            tap = k // C_PAD
+            channel = k % C_PAD
+            row, seen = _row_of_tap(entry[:, None], first[:, None], tap[None, :], KZ, INVERSE)
+            seen = seen & (channel < C_IN)[None, :]
+            a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
+            w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
+            b = tl.load(w_column + k[:, None], mask=w_there, other=0)
+            acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+        else:
+            for tap in tl.static_range(KZ):
+                row, seen = _row_of_tap(entry, first, tap, KZ, INVERSE)
+                for k0 in tl.static_range(0, C_PAD, BLOCK_K):
+                    channel = k0 + k
+                    a_there = seen[:, None] & (channel < C_IN)[None, :]
+                    a = tl.load(
+                        x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
+                    )
+                    w_there = (channel < C_PAD)[:, None] & in_channels[None, :]
+                    b = tl.load(w_column + tap * C_PAD + channel[:, None], mask=w_there, other=0)
+                    acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+    y = acc.to(tl.float32)
+    if INTEGER:
+        y = y * tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)[None, :]
+    if HAS_BIAS:
+        y = y + tl.load(bias_ptr + channels, mask=in_channels, other=0.0).to(tl.float32)[None, :]
+    result = finish(y, scale_ptr, RELU, QUANTIZED)
+    places = rows.to(tl.int64)[:, None] * C_OUT + channels[None, :]
+    held = (rows < count)[:, None] & in_channels[None, :]
+    if ADD:
+        own = operand_value(result, scale_a_ptr, QUANTIZED)
+        stored = tl.load(residual_ptr + places, mask=held, other=0)
+        total = own + operand_value(stored, scale_b_ptr, RESIDUAL_QUANTIZED)
+        tl.store(out_ptr + places, finish(total, add_scale_ptr, ADD_RELU, ADD_QUANTIZED), mask=held)
+    else:
+        tl.store(out_ptr + places, result, mask=held)
+
+
+@triton.jit
+def _row_of_tap(entry, first, tap, KZ: tl.constexpr, INVERSE: tl.constexpr):
+    """Row that a tap reads, and whether there is one; a tap of `KZ` or more sees nothing."""
+    bits = entry & ((1 << KZ) - 1)
+    seen = ((bits >> tap) & 1) != 0
+    if INVERSE:
+        others = bits >> (tap + 1)
+    else:
+        others = bits & ((1 << tap) - 1)
+    return first + popcount_small(others, KZ), seen
+
+
+def launch_conv(
+    tile: ConvTile,
+    fusion: Fusion,
+    *,
+    x: Tensor,
+    packed: Tensor,
+    entries: Tensor,
+    count: Tensor,
+    out: Tensor,
+    kz: int,
+    c_in: int,
+    inverse: bool = False,
+    multiplier: Tensor | None = None,
+    bias: Tensor | None = None,
+    scales: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None,) * 4,
+    residual: Tensor | None = None,
+) -> None:
+    """Convolve the rows of a frame.
+
+    Args:
+        tile: how the work is cut.
+        fusion: what follows the sum.
+        x: `[capacity_in, stride]` int8 or float16 features.
+        packed: weight of the same dtype, from `pack_weight`.
+        entries: `[columns, capacity]` int32 kernel map.
+        count: `[1]` int32 number of output sites, on the device.
+        out: `[capacity, c_out]` int8 or float16.
+        kz: taps along z.
+        c_in: input channels.
+        inverse: kind of the map.
+        multiplier: `[c_out]` float32 of an integer convolution.
+        bias: `[c_out]` float32 or float16.
+        scales: steps of the convolution's own codes, of both operands of the sum, of its codes.
+        residual: `[capacity, c_out]` other operand of the sum.
+    """
+    columns, c_out, width = packed.shape
+    capacity = entries.shape[1]
+    grid = (triton.cdiv(capacity, tile.block_m), triton.cdiv(c_out, tile.block_n))
+    conv_kernel[grid](
+        x,
+        packed,
+        entries,
+        count,
+        out,
+        multiplier,
+        bias,
+        scales[0],
+        residual,
+        scales[1],
+        scales[2],
+        scales[3],
+        capacity,
+        C_IN=c_in,
+        STRIDE_X=x.shape[1],
+        C_PAD=width // kz,
+        C_OUT=c_out,
+        COLUMNS=columns,
+        KZ=kz,
+        INVERSE=inverse,
+        INTEGER=x.dtype == torch.int8,
+        HAS_BIAS=bias is not None,
+        RELU=fusion.relu,
+        QUANTIZED=fusion.quantized,
+        ADD=fusion.add,
+        RESIDUAL_QUANTIZED=fusion.residual_quantized,
+        ADD_RELU=fusion.add_relu,
+        ADD_QUANTIZED=fusion.add_quantized,
+        TOGETHER=tile.together,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        enable_fp_fusion=False,
+    )

@@ -1,0 +1,393 @@
+"""The active sites of every level of a network, found on the device without asking the host.
+
+A level is a grid on which features live: the input's, and one for each strided convolution. Its
+occupancy is a bitmap in which the cells of a column (b, y, x) lie side by side along z; the number
+of bits set before a cell is the row of its site. So the rows of a level are ordered by (b, y, x,
+z), nothing is sorted, nothing is hashed, and a look-up is one word and one sum. A level's sites are
+marked from the network's input alone: what a chain of strided convolutions reaches from one cell is
+a box, level by level (`LevelGrid`), so all levels are marked at once.
+
+Everything has upper bounds that are fixed beforehand. What does not fit is counted all the same and
+raises a flag; no kernel reads or writes out of bounds, and no result is silently cut.
+
+`benchmarks/kernel_map_search.py` measures this against a hash table and a search in sorted keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from voxelquant.errors import GeometryError
+from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
+from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
+
+WORD_BITS = 64
+_BLOCK_WORDS = 2048  # words whose bits one program counts
+_MARK_ROWS = 256
+_STEP_FIELDS = 12
+_LEVEL_FIELDS = 8
+FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
+
+
+@dataclass(frozen=True)
+class LevelGrid:
+    """A grid of active sites.
+
+    Attributes:
+        spatial_shape: grid (z, y, x).
+        capacity: most sites that it can hold.
+        parent: index of the level from which a convolution leads here; None for the input's.
+        geometry: that convolution's.
+    """
+
+    spatial_shape: Triple
+    capacity: int
+    parent: int | None = None
+    geometry: ConvGeometry | None = None
+
+    @property
+    def column_bits(self) -> int:
+        """Bits of a column: a power of two within a word, else whole words."""
+        height = self.spatial_shape[0]
+        if height > WORD_BITS:
+            return -(-height // WORD_BITS) * WORD_BITS
+        return 1 << (height - 1).bit_length()
+
+    def words(self, batch_size: int) -> int:
+        """Words of the bitmap, rounded up to what one program counts."""
+        _, size_y, size_x = self.spatial_shape
+        bits = batch_size * size_y * size_x * self.column_bits
+        return -(-bits // (WORD_BITS * _BLOCK_WORDS)) * _BLOCK_WORDS
+
+
+class SiteIndex:
+    """Bitmaps, ranks and sites of all levels, in memory that is allocated once.
+
+    Args:
+        levels: the grids, parents before children; the first is the input's.
+        batch_size: number of samples.
+        device: where everything lives.
+
+    Attributes:
+        counts: `[levels]` int32 number of sites, at most the capacities.
+        needed: `[levels]` int32 number of sites, whether they fit or not.
+        sites: for each level `[capacity]` int64 or int32 cell `((b * Y + y) * X + x) * column_bits
+            + z` of each row.
+
+    Raises:
+        GeometryError: a level is reached by a dilated convolution, whose reach is no box.
+    """
+
+    def __init__(
+        self, levels: tuple[LevelGrid, ...], batch_size: int, device: torch.device
+    ) -> None:
+        self.levels = levels
+        self.batch_size = batch_size
+        sizes = [level.words(batch_size) for level in levels]
+        self.first_words = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.n_words = sum(sizes)
+        n_blocks = self.n_words // _BLOCK_WORDS
+        # The flags stand behind the words: one fill clears both.
+        self._cleared = torch.zeros(self.n_words + 1, dtype=torch.int64, device=device)
+        self.words = self._cleared[:-1]
+        self.flags = self._cleared[-1:]
+        self.ranks = torch.zeros(self.n_words, dtype=torch.int32, device=device)
+        self._block_sums = torch.zeros(n_blocks, dtype=torch.int32, device=device)
+        self.counts = torch.zeros(len(levels), dtype=torch.int32, device=device)
+        self.needed = torch.zeros(len(levels), dtype=torch.int32, device=device)
+        most_bits = max(sizes) * WORD_BITS
+        cell_dtype = torch.int32 if most_bits < 2**31 else torch.int64
+        capacities = [level.capacity for level in levels]
+        self._all_sites = torch.zeros(sum(capacities), dtype=cell_dtype, device=device)
+        self.sites = self._all_sites.split(capacities)
+        self._max_depth = max(len(self._path(i)) for i in range(len(levels)))
+        self._steps, self._meta, self._blocks = (
+            torch.tensor(table, dtype=torch.int32, device=device)
+            for table in (self._step_table(), self._level_table(), self._block_table())
+        )
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        held = (self._cleared, self.ranks, self._block_sums, self._all_sites)
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def launch(self, coords_bzyx: Tensor, count: Tensor) -> None:
+        """Index the sites of a frame.
+
+        Args:
+            coords_bzyx: `[capacity, 4]` int32, of which the first `count` rows are sites.
+            count: `[1]` int32 on the device.
+        """
+        self._cleared.zero_()
+        grid = (triton.cdiv(self.levels[0].capacity, _MARK_ROWS), len(self.levels))
+        _mark_sites[grid](
+            coords_bzyx,
+            count,
+            self.words,
+            self.flags,
+            self._steps,
+            self._meta,
+            self.batch_size,
+            STEP_FIELDS=_STEP_FIELDS,
+            LEVEL_FIELDS=_LEVEL_FIELDS,
+            MAX_DEPTH=max(self._max_depth, 1),
+            BLOCK=_MARK_ROWS,
+        )
+        n_blocks = len(self._block_sums)
+        _count_blocks[(n_blocks,)](self.words, self._block_sums, BLOCK=_BLOCK_WORDS)
+        _rank_words[(n_blocks,)](
+            self.words,
+            self._block_sums,
+            self._blocks,
+            self.ranks,
+            self._all_sites,
+            self.counts,
+            self.needed,
+            count,
+            self.flags,
+            BLOCK=_BLOCK_WORDS,
+            SUMS=1024,
+        )
+
+    def explain(self) -> str | None:
+        """What a flag says, in words, or None; waits for the device."""
+        flags = int(self.flags.item())
+        if flags == 0:
+            return None
+        if flags & FLAG_OUTSIDE:
+            shape = self.levels[0].spatial_shape
+            return (
+                f"got coordinates outside of the grid, need (batch, z, y, x) from 0 to below "
+                f"{[self.batch_size, *shape]}"
+            )
+        if flags & FLAG_REPEATED:
+            return "got repeated coordinates, need one row for each active site"
+        for number, level in enumerate(self.levels):
+            if flags & (FLAG_OVERFLOW << number):
+                return (
+                    f"got a frame of {int(self.needed[number])} sites on level {number} (grid "
+                    f"{level.spatial_shape}), the plan holds {level.capacity}; plan for more"
+                )
+        raise AssertionError(f"flags {flags:#x} without a meaning")
+
+    def _path(self, number: int) -> list[int]:
+        """Levels from the first child of the input's to this one."""
+        path: list[int] = []
+        parent: int | None = number
+        while parent is not None and self.levels[parent].parent is not None:
+            path.insert(0, parent)
+            parent = self.levels[parent].parent
+        return path
+
+    def _step_table(self) -> list[list[list[int]]]:
+        """`[levels, depth, 12]`: kernel, stride, padding and grid of every step to a level."""
+        table = []
+        for number in range(len(self.levels)):
+            rows = []
+            for step in self._path(number):
+                level = self.levels[step]
+                geometry = level.geometry
+                assert geometry is not None
+                if geometry.dilation != (1, 1, 1):
+                    raise GeometryError(
+                        f"got {geometry}: sites behind a dilated strided convolution cannot be "
+                        "planned; run this network layer by layer"
+                    )
+                rows.append(
+                    [
+                        *geometry.kernel_size,
+                        *geometry.stride,
+                        *geometry.padding,
+                        *level.spatial_shape,
+                    ]
+                )
+            rows += [[0] * _STEP_FIELDS] * (max(self._max_depth, 1) - len(rows))
+            table.append(rows)
+        return table
+
+    def _level_table(self) -> list[list[int]]:
+        """`[levels, 8]`: first word, bits of a column, grid, depth, most cells reached in y, x."""
+        table = []
+        for number, level in enumerate(self.levels):
+            path = self._path(number)
+            reach = [1, 1, 1]
+            for step in path:
+                geometry = self.levels[step].geometry
+                assert geometry is not None
+                # An interval of r cells is reached by windows over r + k - 1 starts, one in s.
+                reach = [
+                    (r + k - 2) // s + 1
+                    for r, k, s in zip(reach, geometry.kernel_size, geometry.stride, strict=True)
+                ]
+            shape = level.spatial_shape
+            table.append(
+                [self.first_words[number], level.column_bits, *shape, len(path), *reach[1:]]
+            )
+        return table
+
+    def _block_table(self) -> list[list[int]]:
+        """`[blocks, 5]`: level, its first and last block, its first site, its capacity."""
+        table = []
+        first_site = 0
+        for number, level in enumerate(self.levels):
+            first = self.first_words[number] // _BLOCK_WORDS
+            n_blocks = level.words(self.batch_size) // _BLOCK_WORDS
+            row = [number, first, first + n_blocks - 1, first_site, level.capacity]
+            table += [row] * n_blocks
+            first_site += level.capacity
+        return table
+
+
+@triton.jit
+def _mark_sites(
+    coords_ptr,
+    count_ptr,
+    words_ptr,
+    flags_ptr,
+    steps_ptr,
+    levels_ptr,
+    batch_size,
+    STEP_FIELDS: tl.constexpr,
+    LEVEL_FIELDS: tl.constexpr,
+    MAX_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Set the bits of all cells of one level that the input's sites reach.
+
+    Program (i, level): rows `i * BLOCK ...` of the input. Along an axis, outputs o with
+    `s * o - p <= hi` and `s * o - p + k - 1 >= lo` are those that an interval [lo, hi] of inputs
+    reaches, again an interval.
+    """
+    count = tl.load(count_ptr)
+    if tl.program_id(0) * BLOCK >= count:
+        return
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = rows < count
+    b = tl.load(coords_ptr + rows * 4, mask=there, other=0)
+    z_lo = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
+    y_lo = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
+    x_lo = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
+    level = tl.program_id(1)
+    inside = (b >= 0) & (b < batch_size) & (z_lo >= 0) & (y_lo >= 0) & (x_lo >= 0)
+    inside &= z_lo < tl.load(levels_ptr + 2)
+    inside &= y_lo < tl.load(levels_ptr + 3)
+    inside &= x_lo < tl.load(levels_ptr + 4)
+    if level == 0:
+        outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
+        tl.atomic_or(flags_ptr, outside.to(tl.int64), mask=outside > 0)
+    there &= inside
+    z_hi, y_hi, x_hi = z_lo, y_lo, x_lo
+    meta_ptr = levels_ptr + level * LEVEL_FIELDS
+    for step in range(tl.load(meta_ptr + 5)):
+        step_ptr = steps_ptr + (level * MAX_DEPTH + step) * STEP_FIELDS
+        z_lo, z_hi = _reach(z_lo, z_hi, step_ptr)
+        y_lo, y_hi = _reach(y_lo, y_hi, step_ptr + 1)
+        x_lo, x_hi = _reach(x_lo, x_hi, step_ptr + 2)
+        there &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
+    column_bits = tl.load(meta_ptr + 1).to(tl.int64)
+    size_y = tl.load(meta_ptr + 3)
+    size_x = tl.load(meta_ptr + 4)
+    level_ptr = words_ptr + tl.load(meta_ptr)
+    for dy in range(tl.load(meta_ptr + 6)):
+        for dx in range(tl.load(meta_ptr + 7)):
+            y = y_lo + dy
+            x = x_lo + dx
+            hit = there & (y <= y_hi) & (x <= x_hi)
+            column = ((b * size_y + y) * size_x + x).to(tl.int64) * column_bits
+            first = column + z_lo
+            last = column + z_hi
+            # The run of bits lies in one word, or begins in one and ends in another.
+            word = first >> 6
+            upto = tl.where(last >> 6 == word, last & 63, 63)
+            run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
+            _set_bits(level_ptr + word, run, hit)
+            later = last >> 6
+            while tl.max((hit & (word < later)).to(tl.int32), 0) > 0:
+                word += 1
+                upto = tl.where(later == word, last & 63, 63)
+                _set_bits(level_ptr + word, (bits_below(upto) << 1) | 1, hit & (word <= later))
+
+
+@triton.jit
+def _reach(lo, hi, step_ptr):
+    kernel = tl.load(step_ptr)
+    stride = tl.load(step_ptr + 3)
+    padding = tl.load(step_ptr + 6)
+    size = tl.load(step_ptr + 9)
+    first = tl.maximum((lo + padding - kernel + stride) // stride, 0)
+    last = tl.minimum((hi + padding) // stride, size - 1)
+    return first, last
+
+
+@triton.jit
+def _set_bits(ptr, bits, mask):
+    # Most bits are set already: looking first spares the atomic. A stale look only repeats it.
+    old = tl.load(ptr, mask=mask, other=0).to(tl.uint64, bitcast=True)
+    tl.atomic_or(ptr, bits.to(tl.int64, bitcast=True), mask=mask & ((old & bits) != bits))
+
+
+@triton.jit
+def _count_blocks(words_ptr, sums_ptr, BLOCK: tl.constexpr):
+    """Bits of every block of words."""
+    words = tl.load(words_ptr + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
+    total = tl.sum(popcount64(words.to(tl.uint64, bitcast=True)), 0)
+    tl.store(sums_ptr + tl.program_id(0), total)
+
+
+@triton.jit
+def _rank_words(
+    words_ptr,
+    sums_ptr,
+    blocks_ptr,
+    ranks_ptr,
+    sites_ptr,
+    counts_ptr,
+    needed_ptr,
+    input_count_ptr,
+    flags_ptr,
+    BLOCK: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    """Bits before every word within its level, and the cell of every site."""
+    block = tl.program_id(0)
+    level = tl.load(blocks_ptr + block * 5)
+    first_block = tl.load(blocks_ptr + block * 5 + 1)
+    last_block = tl.load(blocks_ptr + block * 5 + 2)
+    first_site = tl.load(blocks_ptr + block * 5 + 3)
+    capacity = tl.load(blocks_ptr + block * 5 + 4)
+    before = tl.zeros([SUMS], tl.int32)
+    for start in range(first_block, block, SUMS):
+        places = start + tl.arange(0, SUMS)
+        before += tl.load(sums_ptr + places, mask=places < block, other=0)
+    base = tl.sum(before, 0)
+    places = block * BLOCK + tl.arange(0, BLOCK)
+    words = tl.load(words_ptr + places).to(tl.uint64, bitcast=True)
+    bits = popcount64(words)
+    rank = base + tl.cumsum(bits, 0) - bits
+    tl.store(ranks_ptr + places, rank)
+    if block == last_block:
+        total = base + tl.sum(bits, 0)
+        tl.store(needed_ptr + level, total)
+        tl.store(counts_ptr + level, tl.minimum(total, capacity))
+        if total > capacity:
+            one = (total * 0 + 4).to(tl.int64)
+            tl.atomic_or(flags_ptr, one << level)
+        if level == 0:
+            if total != tl.load(input_count_ptr):
+                two = (total * 0 + 2).to(tl.int64)
+                tl.atomic_or(flags_ptr, two)
+    in_level = (places - first_block * BLOCK).to(tl.int64) * 64
+    while tl.max((words != 0).to(tl.int32), 0) > 0:
+        lower = words & (words - 1)  # without the lowest bit
+        place = popcount64((words ^ lower) - 1)
+        cell = in_level + place
+        held = (words != 0) & (rank < capacity)
+        tl.store(sites_ptr + first_site + rank, cell.to(sites_ptr.dtype.element_ty), mask=held)
+        words = lower
+        rank += 1
