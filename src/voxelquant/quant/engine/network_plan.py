@@ -216,6 +216,7 @@ class NetworkPlan:
                     index, self.features, self.coords_bzyx, self.count, self._values[0]
                 ),
             ),
+            Stage("lists", "maps", index.list_sites),
             Stage("kernel maps", "maps", self.maps.launch),
         ]
         for name, op in zip(self.program.names, self.program.ops, strict=True):

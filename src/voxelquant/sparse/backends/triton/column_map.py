@@ -21,7 +21,8 @@ from voxelquant.sparse.backends.triton.site_index import SiteIndex
 from voxelquant.sparse.conv_geometry import ConvGeometry
 
 MAX_KERNEL_Z = 4
-_ROWS = 128
+_ROWS = 128  # output sites that a program maps at a time
+_PROGRAMS = 2048
 _FIELDS = 24
 
 
@@ -96,18 +97,20 @@ class ColumnMaps:
             only: which of them.
         """
         specs = self.specs[only]
-        capacity = max(self.index.levels[spec.out_level].capacity for spec in specs)
-        height = max(spec.geometry.kernel_size[1] for spec in specs)
-        width = max(spec.geometry.kernel_size[2] for spec in specs)
-        _build_maps[(triton.cdiv(capacity, _ROWS), height, len(specs))](
+        columns = max(spec.columns for spec in specs)
+        tiles = sum(
+            triton.cdiv(self.index.levels[spec.out_level].capacity, _ROWS) for spec in specs
+        )
+        _build_maps[(min(tiles, _PROGRAMS),)](
             self._table[only],
+            len(specs),
             self.index.words,
             self.index.ranks,
             self.index._all_sites,
             self.index.counts,
             self._all,
             FIELDS=_FIELDS,
-            WIDTH=width,
+            COLUMNS=columns,
             BLOCK=_ROWS,
             num_warps=4,
         )
@@ -145,68 +148,74 @@ class ColumnMaps:
 @triton.jit
 def _build_maps(
     table_ptr,
+    n_maps,
     words_ptr,
     ranks_ptr,
     sites_ptr,
     counts_ptr,
     entries_ptr,
     FIELDS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Entries of `BLOCK` output sites for one row of columns of one map.
+    """All maps, `BLOCK` output sites at a time, dealt out to the programs in turn.
 
-    Program (i, ty, map). Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse,
-    it reads the cell o with `s * o - p + d * t = i`, where there is one.
+    Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse, it reads the cell o with
+    `s * o - p + d * t = i`, where there is one.
     """
-    spec = table_ptr + tl.program_id(2) * FIELDS
-    count = tl.load(counts_ptr + tl.load(spec))
-    if tl.program_id(0) * BLOCK >= count:
-        return
-    kernel_y = tl.load(spec + 12).to(tl.int32)
-    kernel_x = tl.load(spec + 13).to(tl.int32)
-    tap_y = tl.program_id(1)
-    if tap_y >= kernel_y:
-        return
-    inverse = tl.load(spec + 22) != 0
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = rows < count
-    cell = tl.load(sites_ptr + tl.load(spec + 1) + rows, mask=there, other=0)
-    out_bits = tl.load(spec + 3).to(cell.dtype)
+    for number in range(n_maps):
+        spec_ptr = table_ptr + number * FIELDS
+        count = tl.load(counts_ptr + tl.load(spec_ptr))
+        for start in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
+            rows = start + tl.arange(0, BLOCK)
+            _map_rows(
+                spec_ptr, rows, rows < count, words_ptr, ranks_ptr, sites_ptr, entries_ptr, COLUMNS
+            )
+
+
+@triton.jit
+def _map_rows(
+    spec_ptr, rows, there, words_ptr, ranks_ptr, sites_ptr, entries_ptr, COLUMNS: tl.constexpr
+):
+    cell = tl.load(sites_ptr + tl.load(spec_ptr + 1) + rows, mask=there, other=0)
+    out_bits = tl.load(spec_ptr + 3).to(cell.dtype)
     column = cell // out_bits
     z = (cell - column * out_bits).to(tl.int32)
-    size_x = tl.load(spec + 5).to(cell.dtype)
+    size_x = tl.load(spec_ptr + 5).to(cell.dtype)
     line = column // size_x
     x = (column - line * size_x).to(tl.int32)
-    size_y = tl.load(spec + 4).to(cell.dtype)
+    size_y = tl.load(spec_ptr + 4).to(cell.dtype)
     b = line // size_y
     y = (line - b * size_y).to(tl.int32)
-    stride_z = tl.load(spec + 14).to(tl.int32)
-    padding_z = tl.load(spec + 17).to(tl.int32)
-    kernel_z = tl.load(spec + 11).to(tl.int32)
-    in_z = tl.load(spec + 8).to(tl.int32)
-    in_y, valid_y = _seen(
-        y,
-        tap_y,
-        tl.load(spec + 15).to(tl.int32),
-        tl.load(spec + 18).to(tl.int32),
-        tl.load(spec + 20).to(tl.int32),
-        tl.load(spec + 9).to(tl.int32),
-        inverse,
-    )
-    stride_x = tl.load(spec + 16).to(tl.int32)
-    padding_x = tl.load(spec + 19).to(tl.int32)
-    dilation_x = tl.load(spec + 21).to(tl.int32)
-    in_x_size = tl.load(spec + 10).to(tl.int32)
-    in_bits = tl.load(spec + 7)
-    level_words = words_ptr + tl.load(spec + 6)
-    level_ranks = ranks_ptr + tl.load(spec + 6)
-    capacity = tl.load(spec + 2)
-    out = entries_ptr + tl.load(spec + 23) + rows
-    for tap_x in tl.static_range(WIDTH):
+    level_words = words_ptr + tl.load(spec_ptr + 6)
+    level_ranks = ranks_ptr + tl.load(spec_ptr + 6)
+    in_bits = tl.load(spec_ptr + 7)
+    in_z = tl.load(spec_ptr + 8).to(tl.int32)
+    in_y_size = tl.load(spec_ptr + 9).to(tl.int32)
+    in_x_size = tl.load(spec_ptr + 10).to(tl.int32)
+    kernel_z = tl.load(spec_ptr + 11).to(tl.int32)
+    kernel_y = tl.load(spec_ptr + 12).to(tl.int32)
+    kernel_x = tl.load(spec_ptr + 13).to(tl.int32)
+    stride_z = tl.load(spec_ptr + 14).to(tl.int32)
+    stride_y = tl.load(spec_ptr + 15).to(tl.int32)
+    stride_x = tl.load(spec_ptr + 16).to(tl.int32)
+    padding_z = tl.load(spec_ptr + 17).to(tl.int32)
+    padding_y = tl.load(spec_ptr + 18).to(tl.int32)
+    padding_x = tl.load(spec_ptr + 19).to(tl.int32)
+    dilation_y = tl.load(spec_ptr + 20).to(tl.int32)
+    dilation_x = tl.load(spec_ptr + 21).to(tl.int32)
+    inverse = tl.load(spec_ptr + 22) != 0
+    out = entries_ptr + tl.load(spec_ptr + 23) + rows
+    capacity = tl.load(spec_ptr + 2)
+    # Unrolled: the words of all columns are asked for at once.
+    for number in tl.static_range(COLUMNS):
+        tap_y = number // kernel_x
+        tap_x = number % kernel_x
+        in_y, valid_y = _seen(y, tap_y, stride_y, padding_y, dilation_y, in_y_size, inverse)
         in_x, valid_x = _seen(x, tap_x, stride_x, padding_x, dilation_x, in_x_size, inverse)
-        seen = there & valid_y & valid_x & (tap_x < kernel_x)
-        first_cell = ((b.to(tl.int64) * tl.load(spec + 9) + in_y) * in_x_size + in_x) * in_bits
+        wanted = there & (tap_y < kernel_y)
+        seen = wanted & valid_y & valid_x
+        first_cell = ((b.to(tl.int64) * in_y_size + in_y) * in_x_size + in_x) * in_bits
         if inverse:
             entry = _coarse_entry(
                 level_words, level_ranks, first_cell, z, in_z, kernel_z, stride_z, padding_z, seen
@@ -214,8 +223,7 @@ def _build_maps(
         else:
             z0 = z * stride_z - padding_z
             entry = _fine_entry(level_words, level_ranks, first_cell, z0, in_z, kernel_z, seen)
-        place = (tap_y * kernel_x + tap_x) * capacity
-        tl.store(out + place, entry, mask=there & (tap_x < kernel_x))
+        tl.store(out + number * capacity, entry, mask=wanted)
 
 
 @triton.jit

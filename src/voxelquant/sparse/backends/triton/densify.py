@@ -9,15 +9,15 @@ from torch import Tensor
 from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
 from voxelquant.sparse.backends.triton.site_index import SiteIndex
 
-_BLOCK_X = 32
-_BLOCK_C = 64
+_BLOCK_X = 64
+_BLOCK_C = 32
 _ROWS = 128
 
 
 def order_features(
     index: SiteIndex, features: Tensor, coords_bzyx: Tensor, count: Tensor, out: Tensor
 ) -> None:
-    """Write the features of a frame in the order of the first level's rows.
+    """Write features and cells of a frame in the order of the first level's rows.
 
     Args:
         index: the sites, launched.
@@ -35,6 +35,7 @@ def order_features(
         index.words,
         index.ranks,
         index.flags,
+        index.sites[0],
         out,
         *level.spatial_shape[1:],
         level.column_bits,
@@ -53,6 +54,7 @@ def _order_features(
     words_ptr,
     ranks_ptr,
     flags_ptr,
+    sites_ptr,
     out_ptr,
     size_y,
     size_x,
@@ -78,6 +80,7 @@ def _order_features(
     word = tl.load(words_ptr + (cell >> 6), mask=there, other=0).to(tl.uint64, bitcast=True)
     rank = tl.load(ranks_ptr + (cell >> 6), mask=there, other=0)
     rank += popcount64(word & bits_below(cell & 63))
+    tl.store(sites_ptr + rank, cell.to(sites_ptr.dtype.element_ty), mask=there)
     channels = tl.arange(0, WIDTH)
     has = there[:, None] & (channels < C)[None, :]
     values = tl.load(x_ptr + rows[:, None] * C + channels[None, :], mask=has, other=0.0)

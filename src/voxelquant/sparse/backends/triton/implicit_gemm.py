@@ -128,31 +128,42 @@ def conv_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGER else tl.float32)
     k = tl.arange(0, BLOCK_K)
     w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
-    for column in range(COLUMNS):
-        entry = tl.load(map_ptr + column * capacity + rows, mask=rows < count, other=0)
-        first = entry >> KZ
-        w_column = w_row + column * (C_OUT * KZ * C_PAD)
-        if TOGETHER:
-            tap = k // C_PAD
-            channel = k % C_PAD
-            row, seen = _row_of_tap(entry[:, None], first[:, None], tap[None, :], KZ, INVERSE)
+    if TOGETHER:
+        tap = k // C_PAD
+        channel = k % C_PAD
+        entry = tl.load(map_ptr + rows, mask=rows < count, other=0)
+        for column in range(COLUMNS):
+            row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
+            ahead = (rows < count) & (column + 1 < COLUMNS)
+            entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
             seen = seen & (channel < C_IN)[None, :]
             a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
             w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
-            b = tl.load(w_column + k[:, None], mask=w_there, other=0)
-            acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
-        else:
-            for tap in tl.static_range(KZ):
-                row, seen = _row_of_tap(entry, first, tap, KZ, INVERSE)
-                for k0 in tl.static_range(0, C_PAD, BLOCK_K):
-                    channel = k0 + k
-                    a_there = seen[:, None] & (channel < C_IN)[None, :]
-                    a = tl.load(
-                        x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
-                    )
-                    w_there = (channel < C_PAD)[:, None] & in_channels[None, :]
-                    b = tl.load(w_column + tap * C_PAD + channel[:, None], mask=w_there, other=0)
-                    acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+            w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
+            acc = tl.dot(a, tl.load(w, mask=w_there, other=0), acc, out_dtype=acc.dtype)
+    else:
+        # One flat loop, not three nested ones: the loads of every step are fetched ahead.
+        PARTS: tl.constexpr = C_PAD // BLOCK_K
+        STEPS: tl.constexpr = COLUMNS * KZ * PARTS
+        # The entry of a step is fetched one step before, so that the loads it leads to do not wait
+        # for it and can be fetched ahead as far as `num_stages` says.
+        entry = tl.load(map_ptr + rows, mask=rows < count, other=0)
+        for step in range(STEPS):
+            column = step // (KZ * PARTS)
+            tap = step // PARTS % KZ
+            channel = step % PARTS * BLOCK_K + k
+            row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
+            ahead = (rows < count) & (step + 1 < STEPS)
+            next_column = (step + 1) // (KZ * PARTS)
+            entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
+            a_there = seen[:, None] & (channel < C_IN)[None, :]
+            a = tl.load(
+                x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
+            )
+            w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
+            acc = tl.dot(
+                a, tl.load(w, mask=in_channels[None, :], other=0), acc, out_dtype=acc.dtype
+            )
     y = acc.to(tl.float32)
     if INTEGER:
         y = y * tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)[None, :]
@@ -171,8 +182,9 @@ def conv_kernel(
 
 
 @triton.jit
-def _row_of_tap(entry, first, tap, KZ: tl.constexpr, INVERSE: tl.constexpr):
+def _row_of_tap(entry, tap, KZ: tl.constexpr, INVERSE: tl.constexpr):
     """Row that a tap reads, and whether there is one; a tap of `KZ` or more sees nothing."""
+    first = entry >> KZ
     bits = entry & ((1 << KZ) - 1)
     seen = ((bits >> tap) & 1) != 0
     if INVERSE:

@@ -28,6 +28,7 @@ from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 
 WORD_BITS = 64
 _BLOCK_WORDS = 2048  # words whose bits one program counts
+_LIST_WORDS = 256
 _MARK_ROWS = 256
 _STEP_FIELDS = 12
 _LEVEL_FIELDS = 8
@@ -146,13 +147,28 @@ class SiteIndex:
             self._block_sums,
             self._blocks,
             self.ranks,
-            self._all_sites,
             self.counts,
             self.needed,
             count,
             self.flags,
             BLOCK=_BLOCK_WORDS,
             SUMS=1024,
+        )
+
+    def list_sites(self) -> None:
+        """Fill `sites` of all levels but the input's, whose rows know their cells."""
+        first = self.levels[0].words(self.batch_size)
+        if first == self.n_words:
+            return
+        _list_sites[((self.n_words - first) // _LIST_WORDS,)](
+            self.words,
+            self.ranks,
+            self._blocks,
+            self._all_sites,
+            first,
+            WORDS=_BLOCK_WORDS,
+            BLOCK=_LIST_WORDS,
+            num_warps=4,
         )
 
     def explain(self) -> str | None:
@@ -346,7 +362,6 @@ def _rank_words(
     sums_ptr,
     blocks_ptr,
     ranks_ptr,
-    sites_ptr,
     counts_ptr,
     needed_ptr,
     input_count_ptr,
@@ -354,12 +369,11 @@ def _rank_words(
     BLOCK: tl.constexpr,
     SUMS: tl.constexpr,
 ):
-    """Bits before every word within its level, and the cell of every site."""
+    """Bits before every word within its level."""
     block = tl.program_id(0)
     level = tl.load(blocks_ptr + block * 5)
     first_block = tl.load(blocks_ptr + block * 5 + 1)
     last_block = tl.load(blocks_ptr + block * 5 + 2)
-    first_site = tl.load(blocks_ptr + block * 5 + 3)
     capacity = tl.load(blocks_ptr + block * 5 + 4)
     before = tl.zeros([SUMS], tl.int32)
     for start in range(first_block, block, SUMS):
@@ -382,7 +396,23 @@ def _rank_words(
             if total != tl.load(input_count_ptr):
                 two = (total * 0 + 2).to(tl.int64)
                 tl.atomic_or(flags_ptr, two)
-    in_level = (places - first_block * BLOCK).to(tl.int64) * 64
+
+
+@triton.jit
+def _list_sites(
+    words_ptr, ranks_ptr, blocks_ptr, sites_ptr, first_word, WORDS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Cell of every site, from the bits of `BLOCK` words behind the first level's."""
+    places = first_word + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    words = tl.load(words_ptr + places).to(tl.uint64, bitcast=True)
+    if tl.max((words != 0).to(tl.int32), 0) == 0:
+        return
+    rank = tl.load(ranks_ptr + places)
+    block_ptr = blocks_ptr + (first_word + tl.program_id(0) * BLOCK) // WORDS * 5
+    first_block = tl.load(block_ptr + 1)
+    first_site = tl.load(block_ptr + 3)
+    capacity = tl.load(block_ptr + 4)
+    in_level = (places - first_block * WORDS).to(tl.int64) * 64
     while tl.max((words != 0).to(tl.int32), 0) > 0:
         lower = words & (words - 1)  # without the lowest bit
         place = popcount64((words ^ lower) - 1)
