@@ -57,12 +57,12 @@ def candidates(shape: ConvShape) -> Iterator[ConvTile]:
     yield default_tile(shape)
     full_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
     widths = (full_n, full_n // 2) if full_n == 128 else (full_n,)
-    for block_m in (32, 64, 128):
+    for block_m in (64, 128):
         for block_n in widths:
-            for num_warps in (2, 4, 8):
+            for num_warps in (4, 8):
                 if block_m * block_n < 16 * 16 * num_warps:
                     continue
-                for num_stages in (2, 3, 4):
+                for num_stages in (2, 3, 4, 5):
                     if shape.c_in <= 32:
                         yield _together(shape, block_m, block_n, num_warps, num_stages)
                     if shape.c_in >= shape.least_k:

@@ -1,16 +1,26 @@
-"""Arithmetic on the bits of occupancy words, for use inside of kernels.
-
-Shifts, masks and sums alone: the same functions run compiled and in the interpreter, which has no
-`popc` instruction.
-"""
+"""Arithmetic on the bits of occupancy words, for use inside of kernels."""
 
 import triton
 import triton.language as tl
 
+# The interpreter cannot run an instruction: there the same number is counted by shifts and sums.
+_INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def popcount64(word):
-    """Number of set bits of uint64 words, int32 (Warren, Hacker's Delight, section 5-1)."""
+    """Number of set bits of uint64 words, int32."""
+    if _INTERPRETED:
+        return popcount64_by_sums(word)
+    else:
+        return tl.inline_asm_elementwise(
+            "popc.b64 $0, $1;", "=r,l", [word], dtype=tl.int32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def popcount64_by_sums(word):
+    """The same by shifts, masks and sums alone (Warren, Hacker's Delight, section 5-1)."""
     pairs = word - ((word >> 1) & 0x5555555555555555)
     nibbles = (pairs & 0x3333333333333333) + ((pairs >> 2) & 0x3333333333333333)
     octets = (nibbles + (nibbles >> 4)) & 0x0F0F0F0F0F0F0F0F

@@ -111,6 +111,7 @@ class ColumnMaps:
             self._all,
             FIELDS=_FIELDS,
             COLUMNS=columns,
+            MAPS=triton.next_power_of_2(len(specs)),
             BLOCK=_ROWS,
             num_warps=4,
         )
@@ -156,6 +157,7 @@ def _build_maps(
     entries_ptr,
     FIELDS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    MAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """All maps, `BLOCK` output sites at a time, dealt out to the programs in turn.
@@ -163,14 +165,20 @@ def _build_maps(
     Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse, it reads the cell o with
     `s * o - p + d * t = i`, where there is one.
     """
-    for number in range(n_maps):
+    numbers = tl.arange(0, MAPS)
+    levels = tl.load(table_ptr + numbers * FIELDS, mask=numbers < n_maps, other=0)
+    counts = tl.load(counts_ptr + levels, mask=numbers < n_maps, other=0)
+    tiles = (counts + BLOCK - 1) // BLOCK
+    ends = tl.cumsum(tiles, 0)
+    for tile in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        number = tl.sum((ends <= tile).to(tl.int32), 0)
+        count = tl.sum(tl.where(numbers == number, counts, 0), 0)
+        first = tl.sum(tl.where(numbers < number, tiles, 0), 0)
+        rows = (tile - first) * BLOCK + tl.arange(0, BLOCK)
         spec_ptr = table_ptr + number * FIELDS
-        count = tl.load(counts_ptr + tl.load(spec_ptr))
-        for start in range(tl.program_id(0) * BLOCK, count, tl.num_programs(0) * BLOCK):
-            rows = start + tl.arange(0, BLOCK)
-            _map_rows(
-                spec_ptr, rows, rows < count, words_ptr, ranks_ptr, sites_ptr, entries_ptr, COLUMNS
-            )
+        _map_rows(
+            spec_ptr, rows, rows < count, words_ptr, ranks_ptr, sites_ptr, entries_ptr, COLUMNS
+        )
 
 
 @triton.jit

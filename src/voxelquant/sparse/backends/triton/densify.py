@@ -114,11 +114,11 @@ def densify(index: SiteIndex, level_number: int, features: Tensor, out: Tensor) 
         index.flags,
         out,
         level.capacity,
-        size_y,
-        size_x,
         level.column_bits,
         C=c,
         SIZE_Z=size_z,
+        SIZE_Y=size_y,
+        SIZE_X=size_x,
         BLOCK_X=_BLOCK_X,
         BLOCK_C=_BLOCK_C,
     )
@@ -132,22 +132,25 @@ def _densify(
     flags_ptr,
     out_ptr,
     capacity,
-    size_y,
-    size_x,
     column_bits,
     C: tl.constexpr,
     SIZE_Z: tl.constexpr,
+    SIZE_Y: tl.constexpr,
+    SIZE_X: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program (line and run of cells, channels, z)."""
-    runs = tl.cdiv(size_x, BLOCK_X)
-    line = tl.program_id(0) // runs  # b * Y + y
-    x = (tl.program_id(0) % runs) * BLOCK_X + tl.arange(0, BLOCK_X)
+    """Program (line and run of cells, channels, z).
+
+    Sizes are known to the compiler, so that neighbours along x leave in wide stores.
+    """
+    RUNS: tl.constexpr = (SIZE_X + BLOCK_X - 1) // BLOCK_X
+    line = tl.program_id(0) // RUNS  # b * Y + y
+    x = (tl.program_id(0) % RUNS) * BLOCK_X + tl.arange(0, BLOCK_X)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     z = tl.program_id(2)
-    inside = x < size_x
-    cell = (line.to(tl.int64) * size_x + x) * column_bits + z
+    inside = x < SIZE_X
+    cell = (line * SIZE_X + x).to(tl.int64) * column_bits + z
     word = tl.load(words_ptr + (cell >> 6), mask=inside, other=0).to(tl.uint64, bitcast=True)
     active = ((word >> (cell & 63).to(tl.uint64)) & 1) != 0
     rank = tl.load(ranks_ptr + (cell >> 6), mask=inside & active, other=0)
@@ -157,8 +160,8 @@ def _densify(
     values = tl.load(x_ptr + rank[:, None] * C + channels[None, :], mask=has, other=0.0)
     if tl.load(flags_ptr) != 0:
         values = values * float("nan")
-    batch = line // size_y
-    y = line - batch * size_y
-    plane = (batch.to(tl.int64) * C + channels) * SIZE_Z + z
-    places = (plane[None, :] * size_y + y) * size_x + x[:, None]
-    tl.store(out_ptr + places, values, mask=inside[:, None] & (channels < C)[None, :])
+    batch = line // SIZE_Y
+    y = line - batch * SIZE_Y
+    corner = out_ptr + ((batch * C).to(tl.int64) * SIZE_Z + z) * (SIZE_Y * SIZE_X) + y * SIZE_X
+    places = channels[:, None] * (SIZE_Z * SIZE_Y * SIZE_X) + x[None, :]
+    tl.store(corner + places, tl.trans(values), mask=inside[None, :] & (channels < C)[:, None])

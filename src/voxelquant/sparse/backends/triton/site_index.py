@@ -28,10 +28,10 @@ from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 
 WORD_BITS = 64
 _BLOCK_WORDS = 2048  # words whose bits one program counts
-_LIST_WORDS = 256
-_MARK_ROWS = 256
+_LIST_WORDS = 32  # a warp for itself: its loop ends with its fullest word
+_MARK_ROWS = 128
 _STEP_FIELDS = 12
-_LEVEL_FIELDS = 8
+_LEVEL_FIELDS = 6
 FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
 
 
@@ -107,6 +107,9 @@ class SiteIndex:
         self._all_sites = torch.zeros(sum(capacities), dtype=cell_dtype, device=device)
         self.sites = self._all_sites.split(capacities)
         self._max_depth = max(len(self._path(i)) for i in range(len(levels)))
+        self._reach = tuple(
+            max(self._cells_reached(i)[axis] for i in range(len(levels))) for axis in (1, 2)
+        )
         self._steps, self._meta, self._blocks = (
             torch.tensor(table, dtype=torch.int32, device=device)
             for table in (self._step_table(), self._level_table(), self._block_table())
@@ -138,6 +141,9 @@ class SiteIndex:
             STEP_FIELDS=_STEP_FIELDS,
             LEVEL_FIELDS=_LEVEL_FIELDS,
             MAX_DEPTH=max(self._max_depth, 1),
+            REACH_Y=self._reach[0],
+            REACH_X=self._reach[1],
+            MULTI_WORD=any(level.column_bits > WORD_BITS for level in self.levels),
             BLOCK=_MARK_ROWS,
         )
         n_blocks = len(self._block_sums)
@@ -168,7 +174,7 @@ class SiteIndex:
             first,
             WORDS=_BLOCK_WORDS,
             BLOCK=_LIST_WORDS,
-            num_warps=4,
+            num_warps=1,
         )
 
     def explain(self) -> str | None:
@@ -227,25 +233,30 @@ class SiteIndex:
             table.append(rows)
         return table
 
+    def _cells_reached(self, number: int) -> list[int]:
+        """Most cells of a level, along z, y and x, that one cell of the input reaches."""
+        reach = [1, 1, 1]
+        for step in self._path(number):
+            geometry = self.levels[step].geometry
+            assert geometry is not None
+            # An interval of r cells is reached by windows over r + k - 1 starts, one in s.
+            reach = [
+                (r + k - 2) // s + 1
+                for r, k, s in zip(reach, geometry.kernel_size, geometry.stride, strict=True)
+            ]
+        return reach
+
     def _level_table(self) -> list[list[int]]:
-        """`[levels, 8]`: first word, bits of a column, grid, depth, most cells reached in y, x."""
-        table = []
-        for number, level in enumerate(self.levels):
-            path = self._path(number)
-            reach = [1, 1, 1]
-            for step in path:
-                geometry = self.levels[step].geometry
-                assert geometry is not None
-                # An interval of r cells is reached by windows over r + k - 1 starts, one in s.
-                reach = [
-                    (r + k - 2) // s + 1
-                    for r, k, s in zip(reach, geometry.kernel_size, geometry.stride, strict=True)
-                ]
-            shape = level.spatial_shape
-            table.append(
-                [self.first_words[number], level.column_bits, *shape, len(path), *reach[1:]]
-            )
-        return table
+        """`[levels, 6]`: first word, bits of a column, grid, steps from the input's level."""
+        return [
+            [
+                self.first_words[number],
+                level.column_bits,
+                *level.spatial_shape,
+                len(self._path(number)),
+            ]
+            for number, level in enumerate(self.levels)
+        ]
 
     def _block_table(self) -> list[list[int]]:
         """`[blocks, 5]`: level, its first and last block, its first site, its capacity."""
@@ -272,6 +283,9 @@ def _mark_sites(
     STEP_FIELDS: tl.constexpr,
     LEVEL_FIELDS: tl.constexpr,
     MAX_DEPTH: tl.constexpr,
+    REACH_Y: tl.constexpr,
+    REACH_X: tl.constexpr,
+    MULTI_WORD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Set the bits of all cells of one level that the input's sites reach.
@@ -310,24 +324,25 @@ def _mark_sites(
     size_y = tl.load(meta_ptr + 3)
     size_x = tl.load(meta_ptr + 4)
     level_ptr = words_ptr + tl.load(meta_ptr)
-    for dy in range(tl.load(meta_ptr + 6)):
-        for dx in range(tl.load(meta_ptr + 7)):
+    # Unrolled: the words of all columns are asked for at once.
+    for dy in tl.static_range(REACH_Y):
+        for dx in tl.static_range(REACH_X):
             y = y_lo + dy
             x = x_lo + dx
             hit = there & (y <= y_hi) & (x <= x_hi)
-            column = ((b * size_y + y) * size_x + x).to(tl.int64) * column_bits
-            first = column + z_lo
-            last = column + z_hi
-            # The run of bits lies in one word, or begins in one and ends in another.
+            first = ((b * size_y + y) * size_x + x).to(tl.int64) * column_bits + z_lo
+            last = first + (z_hi - z_lo)
             word = first >> 6
+            # The run of bits lies in one word, or begins in one and ends in another.
             upto = tl.where(last >> 6 == word, last & 63, 63)
             run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
             _set_bits(level_ptr + word, run, hit)
-            later = last >> 6
-            while tl.max((hit & (word < later)).to(tl.int32), 0) > 0:
-                word += 1
-                upto = tl.where(later == word, last & 63, 63)
-                _set_bits(level_ptr + word, (bits_below(upto) << 1) | 1, hit & (word <= later))
+            if MULTI_WORD:
+                while tl.max((hit & (word < last >> 6)).to(tl.int32), 0) > 0:
+                    word += 1
+                    upto = tl.where(last >> 6 == word, last & 63, 63)
+                    run = (bits_below(upto) << 1) | 1
+                    _set_bits(level_ptr + word, run, hit & (word <= last >> 6))
 
 
 @triton.jit
