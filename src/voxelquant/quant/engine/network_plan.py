@@ -16,6 +16,7 @@ from voxelquant.quant.engine.program import (
     ConvertOp,
     ConvOp,
     DenseOp,
+    Op,
     Program,
     ReluOp,
     read_program,
@@ -48,11 +49,15 @@ class Stage:
         name: module path, or what it does.
         kind: what its time is counted as.
         run: launches it on the current stream; it reads what the stages before it left.
+        beside: whether it may run beside the stages after it, up to the next that `joins`.
+        joins: whether it needs what ran beside.
     """
 
     name: str
     kind: StageKind
     run: Callable[[], None]
+    beside: bool = False
+    joins: bool = False
 
 
 class NetworkPlan:
@@ -88,9 +93,17 @@ class NetworkPlan:
             for level, size in zip(program.levels, sizes, strict=True)
         )
         self.index = SiteIndex(levels, batch_size, device)
+        # What the input's own level needs comes first; the rest is built beside its convolutions.
+        near = [number for number, m in enumerate(program.maps) if m.in_level == m.out_level == 0]
+        far = [number for number in range(len(program.maps)) if number not in near]
+        self._near = len(near)
+        self._map_order = near + far
         self.maps = ColumnMaps(
             self.index,
-            [MapSpec(m.in_level, m.out_level, m.geometry, m.inverse) for m in program.maps],
+            [
+                MapSpec(m.in_level, m.out_level, m.geometry, m.inverse)
+                for m in (program.maps[number] for number in self._map_order)
+            ],
         )
         in_channels = program.values[0].channels
         self.coords_bzyx = torch.zeros((max_voxels, 4), dtype=torch.int32, device=device)
@@ -167,9 +180,24 @@ class NetworkPlan:
                 stage.run()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        beside = torch.cuda.Stream(self.device)
         with torch.cuda.graph(graph):
+            main = torch.cuda.current_stream(self.device)
+            running = False
             for stage in self.stages:
-                stage.run()
+                if stage.joins and running:
+                    main.wait_stream(beside)
+                    running = False
+                if stage.beside:
+                    if not running:
+                        beside.wait_stream(main)
+                        running = True
+                    with torch.cuda.stream(beside):
+                        stage.run()
+                else:
+                    stage.run()
+            if running:
+                main.wait_stream(beside)
         self._graph = graph
 
     @property
@@ -216,17 +244,35 @@ class NetworkPlan:
                     index, self.features, self.coords_bzyx, self.count, self._values[0]
                 ),
             ),
-            Stage("lists", "maps", index.list_sites),
-            Stage("kernel maps", "maps", self.maps.launch),
         ]
+        if len(index.levels) > 1:
+            stages.append(Stage("lists", "maps", index.list_sites, beside=True))
+        if self._near < len(self._map_order):
+            far = slice(self._near, None)
+            stages.append(Stage("far maps", "maps", lambda: self.maps.launch(far), beside=True))
+        if self._near > 0:
+            near = slice(0, self._near)
+            stages.append(Stage("near maps", "maps", lambda: self.maps.launch(near)))
+        joined = False
+        fresh = True  # whether the map of the next convolution may be one launch old
         for name, op in zip(self.program.names, self.program.ops, strict=True):
+            joins = not joined and self._needs_far(op)
+            joined |= joins
             if isinstance(op, ConvOp):
-                stages.append(Stage(name, "conv", self._conv(op)))
+                run = self._conv(op, early=not fresh and not joins, overlap=not joins)
+                stages.append(Stage(name, "conv", run, joins=joins))
+                fresh = False
             elif isinstance(op, DenseOp):
-                stages.append(Stage(name, "densify", self._dense(op)))
+                stages.append(Stage(name, "densify", self._dense(op), joins=joins))
             else:
-                stages.append(Stage(name, "pointwise", self._pointwise(op)))
+                stages.append(Stage(name, "pointwise", self._pointwise(op), joins=joins))
         return stages
+
+    def _needs_far(self, op: Op) -> bool:
+        """Whether an operation needs a map or a list that is built beside the first ones."""
+        if isinstance(op, ConvOp):
+            return self._map_order.index(op.map) >= self._near
+        return self.program.values[op.x if isinstance(op, DenseOp) else op.out].level > 0
 
     def conv_shape(self, op: ConvOp) -> ConvShape:
         """What the tile of a convolution depends on."""
@@ -240,7 +286,9 @@ class NetworkPlan:
             integer=isinstance(op.conv, Int8SparseConv3d),
         )
 
-    def conv_launcher(self, op: ConvOp, tile: ConvTile) -> Callable[[], None]:
+    def conv_launcher(
+        self, op: ConvOp, tile: ConvTile, *, early: bool = False, overlap: bool = True
+    ) -> Callable[[], None]:
         """A launch of a convolution with a tile, on the buffers of this plan."""
         conv = op.conv
         shape = self.conv_shape(op)
@@ -270,7 +318,7 @@ class NetworkPlan:
         x, out = self._values[op.x], self._values[op.out]
         residual = None if op.residual is None else self._values[op.residual]
         count = self.index.counts[made.out_level : made.out_level + 1]
-        entries = self.maps.entries[op.map]
+        entries = self.maps.entries[self._map_order.index(op.map)]
 
         def run() -> None:
             launch_conv(
@@ -288,14 +336,17 @@ class NetworkPlan:
                 bias=bias,
                 scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
                 residual=residual,
+                early=early,
+                overlap=overlap,
             )
 
         run.weight_bytes = _bytes(packed)  # type: ignore[attr-defined]
         return run
 
-    def _conv(self, op: ConvOp) -> Callable[[], None]:
+    def _conv(self, op: ConvOp, *, early: bool, overlap: bool) -> Callable[[], None]:
         shape = self.conv_shape(op)
-        run = self.conv_launcher(op, self.tiles.get(shape) or default_tile(shape))
+        tile = self.tiles.get(shape) or default_tile(shape)
+        run = self.conv_launcher(op, tile, early=early, overlap=overlap)
         self._weights_bytes += run.weight_bytes  # type: ignore[attr-defined]
         return run
 

@@ -36,7 +36,7 @@ class ConvShape:
 
 def padded_channels(shape: ConvShape, tile: ConvTile) -> int:
     """Input channels of a tap in the packed weight."""
-    if tile.together:
+    if tile.steps == "together":
         # Rows are read 16 bytes at a time where they can be.
         per_read = 16 if shape.integer else 8
         return shape.c_in if shape.c_in > 8 else -(-shape.c_in // per_read) * per_read
@@ -49,7 +49,7 @@ def default_tile(shape: ConvShape) -> ConvTile:
     if shape.c_in <= 16:
         return _together(shape, 64, block_n, 4, 3)
     block_k = min(max(triton.next_power_of_2(shape.c_in), shape.least_k), 64)
-    return ConvTile(64, block_n, block_k, False, 4, 3)
+    return ConvTile(64, block_n, block_k, "tap", 4, 3)
 
 
 def candidates(shape: ConvShape) -> Iterator[ConvTile]:
@@ -65,17 +65,18 @@ def candidates(shape: ConvShape) -> Iterator[ConvTile]:
                 for num_stages in (2, 3, 4, 5):
                     if shape.c_in <= 32:
                         yield _together(shape, block_m, block_n, num_warps, num_stages)
-                    if shape.c_in >= shape.least_k:
-                        widest = min(triton.next_power_of_2(shape.c_in), 128)
-                        yield ConvTile(block_m, block_n, widest, False, num_warps, num_stages)
-                        if widest == 128:
-                            yield ConvTile(block_m, block_n, 64, False, num_warps, num_stages)
+                    widest = max(triton.next_power_of_2(shape.c_in), shape.least_k)
+                    if widest <= 128:
+                        yield ConvTile(block_m, block_n, widest, "tap", num_warps, num_stages)
+                        yield ConvTile(block_m, block_n, widest, "column", num_warps, num_stages)
+                    if widest >= 128:
+                        yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
 
 
 def _together(
     shape: ConvShape, block_m: int, block_n: int, num_warps: int, num_stages: int
 ) -> ConvTile:
-    probe = ConvTile(block_m, block_n, 0, True, num_warps, num_stages)
+    probe = ConvTile(block_m, block_n, 0, "together", num_warps, num_stages)
     width = shape.kz * padded_channels(shape, probe)
     block_k = max(triton.next_power_of_2(width), shape.least_k)
-    return ConvTile(block_m, block_n, block_k, True, num_warps, num_stages)
+    return ConvTile(block_m, block_n, block_k, "together", num_warps, num_stages)

@@ -18,6 +18,12 @@ from torch import Tensor
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
 from voxelquant.sparse.backends.triton.site_index import SiteIndex
+from voxelquant.sparse.backends.triton.overlap import (
+    LAUNCH,
+    OVERLAP,
+    gdc_launch_dependents,
+    gdc_wait,
+)
 from voxelquant.sparse.conv_geometry import ConvGeometry
 
 MAX_KERNEL_Z = 4
@@ -114,6 +120,7 @@ class ColumnMaps:
             MAPS=triton.next_power_of_2(len(specs)),
             BLOCK=_ROWS,
             num_warps=4,
+            **LAUNCH,
         )
 
     def _rows(self, sizes: list[int]) -> list[list[int]]:
@@ -165,6 +172,9 @@ def _build_maps(
     Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse, it reads the cell o with
     `s * o - p + d * t = i`, where there is one.
     """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     numbers = tl.arange(0, MAPS)
     levels = tl.load(table_ptr + numbers * FIELDS, mask=numbers < n_maps, other=0)
     counts = tl.load(counts_ptr + levels, mask=numbers < n_maps, other=0)

@@ -8,6 +8,12 @@ from torch import Tensor
 
 from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
 from voxelquant.sparse.backends.triton.site_index import SiteIndex
+from voxelquant.sparse.backends.triton.overlap import (
+    LAUNCH,
+    OVERLAP,
+    gdc_launch_dependents,
+    gdc_wait,
+)
 
 _BLOCK_X = 64
 _BLOCK_C = 32
@@ -43,6 +49,7 @@ def order_features(
         STRIDE=out.shape[1],
         WIDTH=width,
         BLOCK=_ROWS,
+        **LAUNCH,
     )
 
 
@@ -64,6 +71,9 @@ def _order_features(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     count = tl.load(count_ptr)
     if tl.program_id(0) * BLOCK >= count:
         return
@@ -121,6 +131,7 @@ def densify(index: SiteIndex, level_number: int, features: Tensor, out: Tensor) 
         SIZE_X=size_x,
         BLOCK_X=_BLOCK_X,
         BLOCK_C=_BLOCK_C,
+        **LAUNCH,
     )
 
 
@@ -144,6 +155,9 @@ def _densify(
 
     Sizes are known to the compiler, so that neighbours along x leave in wide stores.
     """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     RUNS: tl.constexpr = (SIZE_X + BLOCK_X - 1) // BLOCK_X
     line = tl.program_id(0) // RUNS  # b * Y + y
     x = (tl.program_id(0) % RUNS) * BLOCK_X + tl.arange(0, BLOCK_X)

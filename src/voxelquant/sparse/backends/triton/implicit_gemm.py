@@ -14,6 +14,7 @@ are packed `[columns, c_out, kz * c_pad]` (`pack_weight`), their last axis fille
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import triton
@@ -22,6 +23,12 @@ from torch import Tensor
 
 from voxelquant.sparse.backends.triton.bits import popcount_small
 from voxelquant.sparse.backends.triton.epilogue import finish, operand_value
+from voxelquant.sparse.backends.triton.overlap import (
+    LAUNCH,
+    OVERLAP,
+    gdc_launch_dependents,
+    gdc_wait,
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,9 @@ class ConvTile:
     Attributes:
         block_m: output rows of a program.
         block_n: output channels of a program.
-        block_k: input channels of a step; with `together`, all taps of a column are one step.
-        together: whether the taps of a column are multiplied side by side.
+        block_k: input channels of a product; with `together`, those of all taps of a column.
+        steps: what is loaded at once: the rows of a `tap`; of all taps of a `column`, for products
+            of their own; of all taps `together`, for one product.
         num_warps: warps of a program.
         num_stages: steps that are loaded ahead.
     """
@@ -40,7 +48,7 @@ class ConvTile:
     block_m: int
     block_n: int
     block_k: int
-    together: bool
+    steps: Literal["tap", "column", "together"]
     num_warps: int
     num_stages: int
 
@@ -112,58 +120,77 @@ def conv_kernel(
     RESIDUAL_QUANTIZED: tl.constexpr,
     ADD_RELU: tl.constexpr,
     ADD_QUANTIZED: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    STEPS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """See the module; program (i, n)."""
-    count = tl.load(count_ptr)
     start = tl.program_id(0) * BLOCK_M
+    if OVERLAP and not EARLY:
+        gdc_wait()
+    count = tl.load(count_ptr)
     if start >= count:
-        return
+        if start > 0:
+            return
     rows = start + tl.arange(0, BLOCK_M)
+    there = rows < count
     channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_channels = channels < C_OUT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGER else tl.float32)
     k = tl.arange(0, BLOCK_K)
     w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
-    if TOGETHER:
+    # The entry of a step is fetched one step before, so that the loads it leads to do not wait for
+    # it and can be fetched ahead as far as `num_stages` says.
+    entry = tl.load(map_ptr + rows, mask=there, other=0)
+    if OVERLAP:
+        if EARLY:
+            gdc_wait()
+        gdc_launch_dependents()
+    if STEPS == "together":
         tap = k // C_PAD
         channel = k % C_PAD
-        entry = tl.load(map_ptr + rows, mask=rows < count, other=0)
         for column in range(COLUMNS):
             row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
-            ahead = (rows < count) & (column + 1 < COLUMNS)
+            ahead = there & (column + 1 < COLUMNS)
             entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
             seen = seen & (channel < C_IN)[None, :]
             a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
             w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
             w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
             acc = tl.dot(a, tl.load(w, mask=w_there, other=0), acc, out_dtype=acc.dtype)
+    elif STEPS == "column":
+        for column in range(COLUMNS):
+            bits = entry
+            ahead = there & (column + 1 < COLUMNS)
+            entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
+            for tap in tl.static_range(KZ):
+                # `k // BLOCK_K` is zero: it asks for the rows in the layout in which they are read,
+                # so that the entry is moved between threads once, not three rows and their masks.
+                tap_of_k = (tap + k // BLOCK_K)[None, :]
+                row, seen = _row_of_tap(bits[:, None], tap_of_k, KZ, INVERSE)
+                a_there = seen & (k < C_IN)[None, :]
+                a = tl.load(x_ptr + row * STRIDE_X + k[None, :], mask=a_there, other=0)
+                w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + k[:, None]
+                b = tl.load(w, mask=(k < C_PAD)[:, None] & in_channels[None, :], other=0)
+                acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
     else:
-        # One flat loop, not three nested ones: the loads of every step are fetched ahead.
         PARTS: tl.constexpr = C_PAD // BLOCK_K
-        STEPS: tl.constexpr = COLUMNS * KZ * PARTS
-        # The entry of a step is fetched one step before, so that the loads it leads to do not wait
-        # for it and can be fetched ahead as far as `num_stages` says.
-        entry = tl.load(map_ptr + rows, mask=rows < count, other=0)
-        for step in range(STEPS):
+        for step in range(COLUMNS * KZ * PARTS):
             column = step // (KZ * PARTS)
             tap = step // PARTS % KZ
             channel = step % PARTS * BLOCK_K + k
             row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
-            ahead = (rows < count) & (step + 1 < STEPS)
+            ahead = there & (step + 1 < COLUMNS * KZ * PARTS)
             next_column = (step + 1) // (KZ * PARTS)
             entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
             a_there = seen[:, None] & (channel < C_IN)[None, :]
-            a = tl.load(
-                x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
-            )
+            a = tl.load(x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0)
             w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
-            acc = tl.dot(
-                a, tl.load(w, mask=in_channels[None, :], other=0), acc, out_dtype=acc.dtype
-            )
+            b = tl.load(w, mask=in_channels[None, :], other=0)
+            acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
     y = acc.to(tl.float32)
     if INTEGER:
         y = y * tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)[None, :]
@@ -171,7 +198,7 @@ def conv_kernel(
         y = y + tl.load(bias_ptr + channels, mask=in_channels, other=0.0).to(tl.float32)[None, :]
     result = finish(y, scale_ptr, RELU, QUANTIZED)
     places = rows.to(tl.int64)[:, None] * C_OUT + channels[None, :]
-    held = (rows < count)[:, None] & in_channels[None, :]
+    held = there[:, None] & in_channels[None, :]
     if ADD:
         own = operand_value(result, scale_a_ptr, QUANTIZED)
         stored = tl.load(residual_ptr + places, mask=held, other=0)
@@ -210,6 +237,8 @@ def launch_conv(
     bias: Tensor | None = None,
     scales: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None,) * 4,
     residual: Tensor | None = None,
+    early: bool = False,
+    overlap: bool = True,
 ) -> None:
     """Convolve the rows of a frame.
 
@@ -228,6 +257,8 @@ def launch_conv(
         bias: `[c_out]` float32 or float16.
         scales: steps of the convolution's own codes, of both operands of the sum, of its codes.
         residual: `[capacity, c_out]` other operand of the sum.
+        early: whether the map was complete before the launch before this one began.
+        overlap: whether the launch may begin while its predecessor ends.
     """
     columns, c_out, width = packed.shape
     capacity = entries.shape[1]
@@ -261,11 +292,14 @@ def launch_conv(
         RESIDUAL_QUANTIZED=fusion.residual_quantized,
         ADD_RELU=fusion.add_relu,
         ADD_QUANTIZED=fusion.add_quantized,
-        TOGETHER=tile.together,
+        STEPS=tile.steps,
+        OVERLAP=OVERLAP,
+        EARLY=early,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         enable_fp_fusion=False,
+        **(LAUNCH if overlap else {}),
     )

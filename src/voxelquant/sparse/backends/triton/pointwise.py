@@ -7,6 +7,12 @@ import triton.language as tl
 from torch import Tensor
 
 from voxelquant.sparse.backends.triton.epilogue import finish, operand_value, quantize_int8
+from voxelquant.sparse.backends.triton.overlap import (
+    LAUNCH,
+    OVERLAP,
+    gdc_launch_dependents,
+    gdc_wait,
+)
 
 _BLOCK = 1024
 
@@ -35,6 +41,7 @@ def convert_rows(
         RELU=relu,
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
+        **LAUNCH,
     )
 
 
@@ -51,6 +58,9 @@ def _convert_rows(
     RELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     size = tl.load(count_ptr).to(tl.int64) * channels
     start = tl.program_id(0).to(tl.int64) * BLOCK
     if start >= size:
@@ -107,6 +117,7 @@ def add_rows(
         RELU=relu,
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
+        **LAUNCH,
     )
 
 
@@ -126,6 +137,9 @@ def _add_rows(
     RELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     size = tl.load(count_ptr).to(tl.int64) * channels
     start = tl.program_id(0).to(tl.int64) * BLOCK
     if start >= size:

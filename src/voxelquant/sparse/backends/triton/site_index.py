@@ -24,6 +24,12 @@ from torch import Tensor
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
+from voxelquant.sparse.backends.triton.overlap import (
+    LAUNCH,
+    OVERLAP,
+    gdc_launch_dependents,
+    gdc_wait,
+)
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 
 WORD_BITS = 64
@@ -145,9 +151,12 @@ class SiteIndex:
             REACH_X=self._reach[1],
             MULTI_WORD=any(level.column_bits > WORD_BITS for level in self.levels),
             BLOCK=_MARK_ROWS,
+            **LAUNCH,
         )
         n_blocks = len(self._block_sums)
-        _count_blocks[(n_blocks,)](self.words, self._block_sums, BLOCK=_BLOCK_WORDS)
+        _count_blocks[(n_blocks,)](
+            self.words, self._block_sums, BLOCK=_BLOCK_WORDS, **LAUNCH
+        )
         _rank_words[(n_blocks,)](
             self.words,
             self._block_sums,
@@ -159,6 +168,7 @@ class SiteIndex:
             self.flags,
             BLOCK=_BLOCK_WORDS,
             SUMS=1024,
+            **LAUNCH,
         )
 
     def list_sites(self) -> None:
@@ -175,6 +185,7 @@ class SiteIndex:
             WORDS=_BLOCK_WORDS,
             BLOCK=_LIST_WORDS,
             num_warps=1,
+            **LAUNCH,
         )
 
     def explain(self) -> str | None:
@@ -294,6 +305,9 @@ def _mark_sites(
     `s * o - p <= hi` and `s * o - p + k - 1 >= lo` are those that an interval [lo, hi] of inputs
     reaches, again an interval.
     """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     count = tl.load(count_ptr)
     if tl.program_id(0) * BLOCK >= count:
         return
@@ -366,6 +380,9 @@ def _set_bits(ptr, bits, mask):
 @triton.jit
 def _count_blocks(words_ptr, sums_ptr, BLOCK: tl.constexpr):
     """Bits of every block of words."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     words = tl.load(words_ptr + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
     total = tl.sum(popcount64(words.to(tl.uint64, bitcast=True)), 0)
     tl.store(sums_ptr + tl.program_id(0), total)
@@ -385,6 +402,9 @@ def _rank_words(
     SUMS: tl.constexpr,
 ):
     """Bits before every word within its level."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     block = tl.program_id(0)
     level = tl.load(blocks_ptr + block * 5)
     first_block = tl.load(blocks_ptr + block * 5 + 1)
@@ -418,6 +438,9 @@ def _list_sites(
     words_ptr, ranks_ptr, blocks_ptr, sites_ptr, first_word, WORDS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Cell of every site, from the bits of `BLOCK` words behind the first level's."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     places = first_word + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     words = tl.load(words_ptr + places).to(tl.uint64, bitcast=True)
     if tl.max((words != 0).to(tl.int32), 0) == 0:
