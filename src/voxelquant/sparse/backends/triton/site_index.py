@@ -36,8 +36,6 @@ WORD_BITS = 64
 _BLOCK_WORDS = 2048  # words whose bits one program counts
 _LIST_WORDS = 32  # a warp for itself: its loop ends with its fullest word
 _MARK_ROWS = 128
-_STEP_FIELDS = 12
-_LEVEL_FIELDS = 6
 FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
 
 
@@ -112,14 +110,9 @@ class SiteIndex:
         capacities = [level.capacity for level in levels]
         self._all_sites = torch.zeros(sum(capacities), dtype=cell_dtype, device=device)
         self.sites = self._all_sites.split(capacities)
-        self._max_depth = max(len(self._path(i)) for i in range(len(levels)))
-        self._reach = tuple(
-            max(self._cells_reached(i)[axis] for i in range(len(levels))) for axis in (1, 2)
-        )
-        self._steps, self._meta, self._blocks = (
-            torch.tensor(table, dtype=torch.int32, device=device)
-            for table in (self._step_table(), self._level_table(), self._block_table())
-        )
+        for number in range(len(levels)):
+            self._refuse_dilation(number)
+        self._blocks = torch.tensor(self._block_table(), dtype=torch.int32, device=device)
 
     @property
     def bytes(self) -> int:
@@ -135,20 +128,16 @@ class SiteIndex:
             count: `[1]` int32 on the device.
         """
         self._cleared.zero_()
-        grid = (triton.cdiv(self.levels[0].capacity, _MARK_ROWS), len(self.levels))
+        grid = (triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)
         _mark_sites[grid](
             coords_bzyx,
             count,
             self.words,
             self.flags,
-            self._steps,
-            self._meta,
             self.batch_size,
-            STEP_FIELDS=_STEP_FIELDS,
-            LEVEL_FIELDS=_LEVEL_FIELDS,
-            MAX_DEPTH=max(self._max_depth, 1),
-            REACH_Y=self._reach[0],
-            REACH_X=self._reach[1],
+            STEPS=tuple(self._steps_to(number) for number in range(len(self.levels))),
+            LEVELS=tuple(self._describe(number) for number in range(len(self.levels))),
+            N_LEVELS=len(self.levels),
             MULTI_WORD=any(level.column_bits > WORD_BITS for level in self.levels),
             BLOCK=_MARK_ROWS,
             **LAUNCH,
@@ -218,34 +207,28 @@ class SiteIndex:
             parent = self.levels[parent].parent
         return path
 
-    def _step_table(self) -> list[list[list[int]]]:
-        """`[levels, depth, 12]`: kernel, stride, padding and grid of every step to a level."""
-        table = []
-        for number in range(len(self.levels)):
-            rows = []
-            for step in self._path(number):
-                level = self.levels[step]
-                geometry = level.geometry
-                assert geometry is not None
-                if geometry.dilation != (1, 1, 1):
-                    raise GeometryError(
-                        f"got {geometry}: sites behind a dilated strided convolution cannot be "
-                        "planned; run this network layer by layer"
-                    )
-                rows.append(
-                    [
-                        *geometry.kernel_size,
-                        *geometry.stride,
-                        *geometry.padding,
-                        *level.spatial_shape,
-                    ]
-                )
-            rows += [[0] * _STEP_FIELDS] * (max(self._max_depth, 1) - len(rows))
-            table.append(rows)
-        return table
+    def _refuse_dilation(self, number: int) -> None:
+        geometry = self.levels[number].geometry
+        if geometry is not None and geometry.dilation != (1, 1, 1):
+            raise GeometryError(
+                f"got {geometry}: sites behind a dilated strided convolution cannot be planned; "
+                "run this network layer by layer"
+            )
 
-    def _cells_reached(self, number: int) -> list[int]:
-        """Most cells of a level, along z, y and x, that one cell of the input reaches."""
+    def _steps_to(self, number: int) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
+        """Kernel, stride, padding and grid of every step to a level, by axis."""
+        steps = []
+        for step in self._path(number):
+            level = self.levels[step]
+            g = level.geometry
+            assert g is not None
+            axes = zip(g.kernel_size, g.stride, g.padding, level.spatial_shape, strict=True)
+            steps.append(tuple(axes))
+        return tuple(steps)
+
+    def _describe(self, number: int) -> tuple[int, ...]:
+        """First word, bits of a column, grid, steps, most cells in y and x that a site reaches."""
+        level = self.levels[number]
         reach = [1, 1, 1]
         for step in self._path(number):
             geometry = self.levels[step].geometry
@@ -255,19 +238,9 @@ class SiteIndex:
                 (r + k - 2) // s + 1
                 for r, k, s in zip(reach, geometry.kernel_size, geometry.stride, strict=True)
             ]
-        return reach
-
-    def _level_table(self) -> list[list[int]]:
-        """`[levels, 6]`: first word, bits of a column, grid, steps from the input's level."""
-        return [
-            [
-                self.first_words[number],
-                level.column_bits,
-                *level.spatial_shape,
-                len(self._path(number)),
-            ]
-            for number, level in enumerate(self.levels)
-        ]
+        path = self._path(number)
+        first = self.first_words[number]
+        return (first, level.column_bits, *level.spatial_shape, len(path), *reach[1:])
 
     def _block_table(self) -> list[list[int]]:
         """`[blocks, 5]`: level, its first and last block, its first site, its capacity."""
@@ -288,22 +261,18 @@ def _mark_sites(
     count_ptr,
     words_ptr,
     flags_ptr,
-    steps_ptr,
-    levels_ptr,
     batch_size,
-    STEP_FIELDS: tl.constexpr,
-    LEVEL_FIELDS: tl.constexpr,
-    MAX_DEPTH: tl.constexpr,
-    REACH_Y: tl.constexpr,
-    REACH_X: tl.constexpr,
+    STEPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    N_LEVELS: tl.constexpr,
     MULTI_WORD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Set the bits of all cells of one level that the input's sites reach.
+    """Set the bits of all cells, level by level, that the input's sites reach.
 
-    Program (i, level): rows `i * BLOCK ...` of the input. Along an axis, outputs o with
-    `s * o - p <= hi` and `s * o - p + k - 1 >= lo` are those that an interval [lo, hi] of inputs
-    reaches, again an interval.
+    Along an axis, outputs o with `s * o - p <= hi` and `s * o - p + k - 1 >= lo` are those that an
+    interval [lo, hi] of inputs reaches, again an interval. All levels and the cells of a box are
+    unrolled, so that no look at a word waits for another.
     """
     if OVERLAP:
         gdc_wait()
@@ -314,59 +283,48 @@ def _mark_sites(
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = rows < count
     b = tl.load(coords_ptr + rows * 4, mask=there, other=0)
-    z_lo = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
-    y_lo = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
-    x_lo = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
-    level = tl.program_id(1)
-    inside = (b >= 0) & (b < batch_size) & (z_lo >= 0) & (y_lo >= 0) & (x_lo >= 0)
-    inside &= z_lo < tl.load(levels_ptr + 2)
-    inside &= y_lo < tl.load(levels_ptr + 3)
-    inside &= x_lo < tl.load(levels_ptr + 4)
-    if level == 0:
-        outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
-        tl.atomic_or(flags_ptr, outside.to(tl.int64), mask=outside > 0)
+    z = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
+    y = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
+    x = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
+    inside = (b >= 0) & (b < batch_size) & (z >= 0) & (y >= 0) & (x >= 0)
+    inside &= (z < LEVELS[0][2]) & (y < LEVELS[0][3]) & (x < LEVELS[0][4])
+    outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
+    tl.atomic_or(flags_ptr, outside.to(tl.int64), mask=outside > 0)
     there &= inside
-    z_hi, y_hi, x_hi = z_lo, y_lo, x_lo
-    meta_ptr = levels_ptr + level * LEVEL_FIELDS
-    for step in range(tl.load(meta_ptr + 5)):
-        step_ptr = steps_ptr + (level * MAX_DEPTH + step) * STEP_FIELDS
-        z_lo, z_hi = _reach(z_lo, z_hi, step_ptr)
-        y_lo, y_hi = _reach(y_lo, y_hi, step_ptr + 1)
-        x_lo, x_hi = _reach(x_lo, x_hi, step_ptr + 2)
-        there &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
-    column_bits = tl.load(meta_ptr + 1).to(tl.int64)
-    size_y = tl.load(meta_ptr + 3)
-    size_x = tl.load(meta_ptr + 4)
-    level_ptr = words_ptr + tl.load(meta_ptr)
-    # Unrolled: the words of all columns are asked for at once.
-    for dy in tl.static_range(REACH_Y):
-        for dx in tl.static_range(REACH_X):
-            y = y_lo + dy
-            x = x_lo + dx
-            hit = there & (y <= y_hi) & (x <= x_hi)
-            first = ((b * size_y + y) * size_x + x).to(tl.int64) * column_bits + z_lo
-            last = first + (z_hi - z_lo)
-            word = first >> 6
-            # The run of bits lies in one word, or begins in one and ends in another.
-            upto = tl.where(last >> 6 == word, last & 63, 63)
-            run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
-            _set_bits(level_ptr + word, run, hit)
-            if MULTI_WORD:
-                while tl.max((hit & (word < last >> 6)).to(tl.int32), 0) > 0:
-                    word += 1
-                    upto = tl.where(last >> 6 == word, last & 63, 63)
-                    run = (bits_below(upto) << 1) | 1
-                    _set_bits(level_ptr + word, run, hit & (word <= last >> 6))
+    for level in tl.static_range(N_LEVELS):
+        z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = z, z, y, y, x, x
+        hit = there
+        for step in tl.static_range(LEVELS[level][5]):
+            z_lo, z_hi = _reach(z_lo, z_hi, STEPS[level][step][0])
+            y_lo, y_hi = _reach(y_lo, y_hi, STEPS[level][step][1])
+            x_lo, x_hi = _reach(x_lo, x_hi, STEPS[level][step][2])
+            hit &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
+        for dy in tl.static_range(LEVELS[level][6]):
+            for dx in tl.static_range(LEVELS[level][7]):
+                line = b * LEVELS[level][3] + y_lo + dy
+                column = line.to(tl.int64) * LEVELS[level][4] + x_lo + dx
+                first = column * LEVELS[level][1] + z_lo
+                last = first + (z_hi - z_lo)
+                word = first >> 6
+                # The run of bits lies in one word, or begins in one and ends in another.
+                upto = tl.where(last >> 6 == word, last & 63, 63)
+                run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
+                level_ptr = words_ptr + LEVELS[level][0]
+                there_too = hit & (y_lo + dy <= y_hi) & (x_lo + dx <= x_hi)
+                _set_bits(level_ptr + word, run, there_too)
+                if MULTI_WORD:
+                    while tl.max((there_too & (word < last >> 6)).to(tl.int32), 0) > 0:
+                        word += 1
+                        upto = tl.where(last >> 6 == word, last & 63, 63)
+                        run = (bits_below(upto) << 1) | 1
+                        _set_bits(level_ptr + word, run, there_too & (word <= last >> 6))
 
 
 @triton.jit
-def _reach(lo, hi, step_ptr):
-    kernel = tl.load(step_ptr)
-    stride = tl.load(step_ptr + 3)
-    padding = tl.load(step_ptr + 6)
-    size = tl.load(step_ptr + 9)
-    first = tl.maximum((lo + padding - kernel + stride) // stride, 0)
-    last = tl.minimum((hi + padding) // stride, size - 1)
+def _reach(lo, hi, AXIS: tl.constexpr):
+    """Interval of outputs that an interval of inputs reaches: kernel, stride, padding, size."""
+    first = tl.maximum((lo + (AXIS[2] - AXIS[0] + AXIS[1])) // AXIS[1], 0)
+    last = tl.minimum((hi + AXIS[2]) // AXIS[1], AXIS[3] - 1)
     return first, last
 
 
