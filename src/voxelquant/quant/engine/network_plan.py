@@ -29,6 +29,7 @@ from voxelquant.sparse.backends.triton.densify import densify, order_features
 from voxelquant.sparse.backends.triton.implicit_gemm import (
     ConvTile,
     Fusion,
+    SharedSums,
     launch_conv,
     pack_weight,
 )
@@ -36,9 +37,10 @@ from voxelquant.sparse.backends.triton.pointwise import add_rows, convert_rows
 from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
 
 StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
-# Sites of a level for each voxel that the input may have. A real frame of 80 k voxels has 0.87,
-# 0.37, 0.13 and 0.10; isolated voxels multiply, but a frame of many has few isolated ones.
-_FIRST_STRIDED, _LATER_STRIDED = 1.25, 0.75
+# Sites of a level for each voxel that the input may have, by the strided convolutions before it. A
+# real frame of 80 k voxels has 0.87, 0.37, 0.13 and 0.10; isolated voxels multiply, but a frame of
+# many has few isolated ones.
+_SITES_BY_DEPTH = (1.0, 1.25, 0.75, 0.4)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class NetworkPlan:
             for shape in program.dense_shapes
         )
         self._weights_bytes = 0
+        self._shared_sums = self._allocate_sums()
         self.stages = tuple(self._stages())
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -208,6 +211,7 @@ class NetworkPlan:
             "index": self.index.bytes,
             "maps": self.maps.bytes,
             "features": self._arena_bytes,
+            "partial sums": _bytes(self._shared_sums.parts) + _bytes(self._shared_sums.arrivals),
             "weights": self._weights_bytes,
             "outputs": sum(_bytes(t) for t in self.outputs),
         }
@@ -318,6 +322,7 @@ class NetworkPlan:
         x, out = self._values[op.x], self._values[op.out]
         residual = None if op.residual is None else self._values[op.residual]
         count = self.index.counts[made.out_level : made.out_level + 1]
+        shared_sums = self._shared_sums
         entries = self.maps.entries[self._map_order.index(op.map)]
 
         def run() -> None:
@@ -336,6 +341,7 @@ class NetworkPlan:
                 bias=bias,
                 scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
                 residual=residual,
+                shared_sums=shared_sums,
                 early=early,
                 overlap=overlap,
             )
@@ -343,9 +349,28 @@ class NetworkPlan:
         run.weight_bytes = _bytes(packed)  # type: ignore[attr-defined]
         return run
 
-    def _conv(self, op: ConvOp, *, early: bool, overlap: bool) -> Callable[[], None]:
+    def _tile(self, op: ConvOp) -> ConvTile:
         shape = self.conv_shape(op)
-        tile = self.tiles.get(shape) or default_tile(shape)
+        return self.tiles.get(shape) or default_tile(shape)
+
+    def _allocate_sums(self) -> SharedSums:
+        needed = [
+            SharedSums.elements(
+                self._tile(op),
+                self.index.levels[self.program.maps[op.map].out_level].capacity,
+                self.conv_shape(op).c_out,
+            )
+            for op in self.program.ops
+            if isinstance(op, ConvOp)
+        ]
+        parts, arrivals = (max((n[i] for n in needed), default=0) for i in (0, 1))
+        return SharedSums(
+            torch.zeros(parts, dtype=torch.float32, device=self.device),
+            torch.zeros(arrivals, dtype=torch.int32, device=self.device),
+        )
+
+    def _conv(self, op: ConvOp, *, early: bool, overlap: bool) -> Callable[[], None]:
+        tile = self._tile(op)
         run = self.conv_launcher(op, tile, early=early, overlap=overlap)
         self._weights_bytes += run.weight_bytes  # type: ignore[attr-defined]
         return run
@@ -417,14 +442,15 @@ def plan_network(
 
 
 def _default_capacities(program: Program, max_voxels: int) -> list[int]:
-    sizes = []
+    depths: list[int] = []
     for level in program.levels:
-        if level.parent is None:
-            sizes.append(max_voxels)
-        else:
-            factor = _FIRST_STRIDED if level.parent == 0 else _LATER_STRIDED
-            sizes.append(int(max_voxels * factor) + 64)
-    return sizes
+        depths.append(0 if level.parent is None else depths[level.parent] + 1)
+    last = len(_SITES_BY_DEPTH) - 1
+    # A small frame may multiply more than a large one.
+    return [
+        max(int(max_voxels * _SITES_BY_DEPTH[min(depth, last)]), max_voxels if depth == 0 else 4096)
+        for depth in depths
+    ]
 
 
 def _bytes(tensor: Tensor) -> int:

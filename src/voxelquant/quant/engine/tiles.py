@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,17 +61,27 @@ def candidates(shape: ConvShape) -> Iterator[ConvTile]:
     for block_m in (64, 128):
         for block_n in widths:
             for num_warps in (4, 8):
-                if block_m * block_n < 16 * 16 * num_warps:
-                    continue
-                for num_stages in (2, 3, 4, 5):
-                    if shape.c_in <= 32:
-                        yield _together(shape, block_m, block_n, num_warps, num_stages)
-                    widest = max(triton.next_power_of_2(shape.c_in), shape.least_k)
-                    if widest <= 128:
-                        yield ConvTile(block_m, block_n, widest, "tap", num_warps, num_stages)
-                        yield ConvTile(block_m, block_n, widest, "column", num_warps, num_stages)
-                    if widest >= 128:
-                        yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
+                for num_stages in (2, 3, 4):
+                    for tile in _whole(shape, block_m, block_n, num_warps, num_stages):
+                        yield tile
+                        # Deep layers have fewer tiles than a GPU has multiprocessors.
+                        if shape.c_out >= 64 and shape.columns >= 3:
+                            yield dataclasses.replace(tile, splits=2)
+                            yield dataclasses.replace(tile, splits=3)
+
+
+def _whole(
+    shape: ConvShape, block_m: int, block_n: int, num_warps: int, num_stages: int
+) -> Iterator[ConvTile]:
+    if shape.c_in <= 32:
+        yield _together(shape, block_m, block_n, num_warps, num_stages)
+    widest = max(triton.next_power_of_2(shape.c_in), shape.least_k)
+    if widest <= 128:
+        yield ConvTile(block_m, block_n, widest, "tap", num_warps, num_stages)
+    if widest <= 64:
+        yield ConvTile(block_m, block_n, widest, "column", num_warps, num_stages)
+    if widest >= 128:
+        yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
 
 
 def _together(

@@ -43,6 +43,7 @@ class ConvTile:
             of their own; of all taps `together`, for one product.
         num_warps: warps of a program.
         num_stages: steps that are loaded ahead.
+        splits: programs that share the columns of one tile; the last to end sums their parts.
     """
 
     block_m: int
@@ -51,6 +52,7 @@ class ConvTile:
     steps: Literal["tap", "column", "together"]
     num_warps: int
     num_stages: int
+    splits: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,28 @@ class Fusion:
     residual_quantized: bool = False
     add_relu: bool = False
     add_quantized: bool = False
+
+
+@dataclass(frozen=True)
+class SharedSums:
+    """Memory in which the programs of a split tile meet; one serves all convolutions in turn.
+
+    Attributes:
+        parts: `[elements]` float32, at least splits * capacity * c_out of any convolution; int32
+            sums use the same bytes.
+        arrivals: `[tiles]` int32 zeros; every use leaves zeros.
+    """
+
+    parts: Tensor
+    arrivals: Tensor
+
+    @staticmethod
+    def elements(tile: ConvTile, capacity: int, c_out: int) -> tuple[int, int]:
+        """Sizes of `parts` and `arrivals` that a convolution needs."""
+        if tile.splits == 1:
+            return 0, 0
+        tiles = triton.cdiv(capacity, tile.block_m) * triton.cdiv(c_out, tile.block_n)
+        return tile.splits * capacity * c_out, tiles
 
 
 def pack_weight(weight: Tensor, c_pad: int) -> Tensor:
@@ -104,6 +128,8 @@ def conv_kernel(
     scale_a_ptr,
     scale_b_ptr,
     add_scale_ptr,
+    parts_ptr,
+    arrivals_ptr,
     capacity,
     C_IN: tl.constexpr,
     STRIDE_X: tl.constexpr,
@@ -121,13 +147,14 @@ def conv_kernel(
     ADD_RELU: tl.constexpr,
     ADD_QUANTIZED: tl.constexpr,
     STEPS: tl.constexpr,
+    SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
     EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """See the module; program (i, n)."""
+    """See the module; program (i, n, split)."""
     start = tl.program_id(0) * BLOCK_M
     if OVERLAP and not EARLY:
         gdc_wait()
@@ -142,9 +169,16 @@ def conv_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGER else tl.float32)
     k = tl.arange(0, BLOCK_K)
     w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
+    if SPLITS == 1:
+        begin = 0
+        end = COLUMNS
+    else:
+        SHARE: tl.constexpr = (COLUMNS + SPLITS - 1) // SPLITS
+        begin = tl.program_id(2) * SHARE
+        end = tl.minimum(begin + SHARE, COLUMNS)
     # The entry of a step is fetched one step before, so that the loads it leads to do not wait for
     # it and can be fetched ahead as far as `num_stages` says.
-    entry = tl.load(map_ptr + rows, mask=there, other=0)
+    entry = tl.load(map_ptr + begin * capacity + rows, mask=there, other=0)
     if OVERLAP:
         if EARLY:
             gdc_wait()
@@ -152,9 +186,9 @@ def conv_kernel(
     if STEPS == "together":
         tap = k // C_PAD
         channel = k % C_PAD
-        for column in range(COLUMNS):
+        for column in range(begin, end):
             row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
-            ahead = there & (column + 1 < COLUMNS)
+            ahead = there & (column + 1 < end)
             entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
             seen = seen & (channel < C_IN)[None, :]
             a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
@@ -162,9 +196,9 @@ def conv_kernel(
             w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
             acc = tl.dot(a, tl.load(w, mask=w_there, other=0), acc, out_dtype=acc.dtype)
     elif STEPS == "column":
-        for column in range(COLUMNS):
+        for column in range(begin, end):
             bits = entry
-            ahead = there & (column + 1 < COLUMNS)
+            ahead = there & (column + 1 < end)
             entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
             for tap in tl.static_range(KZ):
                 # `k // BLOCK_K` is zero: it asks for the rows in the layout in which they are read,
@@ -178,12 +212,12 @@ def conv_kernel(
                 acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
     else:
         PARTS: tl.constexpr = C_PAD // BLOCK_K
-        for step in range(COLUMNS * KZ * PARTS):
+        for step in range(begin * KZ * PARTS, end * KZ * PARTS):
             column = step // (KZ * PARTS)
             tap = step // PARTS % KZ
             channel = step % PARTS * BLOCK_K + k
             row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
-            ahead = there & (step + 1 < COLUMNS * KZ * PARTS)
+            ahead = there & (step + 1 < end * KZ * PARTS)
             next_column = (step + 1) // (KZ * PARTS)
             entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
             a_there = seen[:, None] & (channel < C_IN)[None, :]
@@ -191,6 +225,23 @@ def conv_kernel(
             w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
             b = tl.load(w, mask=in_channels[None, :], other=0)
             acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+    if SPLITS > 1:
+        # In the order of the splits, whoever comes last: the sum is the same in every run.
+        tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        part = rows.to(tl.int64)[:, None] * C_OUT + channels[None, :]
+        held = there[:, None] & in_channels[None, :]
+        size = capacity.to(tl.int64) * C_OUT
+        tl.store(parts_ptr + tl.program_id(2) * size + part, acc, mask=held)
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals_ptr + tile, 1, sem="acq_rel")
+        if arrived != SPLITS - 1:
+            return
+        tl.store(arrivals_ptr + tile, 0)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], acc.dtype)
+        for split in tl.static_range(SPLITS):
+            acc += tl.load(
+                parts_ptr + split * size + part, mask=held, other=0, cache_modifier=".cg"
+            )
     y = acc.to(tl.float32)
     if INTEGER:
         y = y * tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)[None, :]
@@ -237,6 +288,7 @@ def launch_conv(
     bias: Tensor | None = None,
     scales: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] = (None,) * 4,
     residual: Tensor | None = None,
+    shared_sums: SharedSums | None = None,
     early: bool = False,
     overlap: bool = True,
 ) -> None:
@@ -257,12 +309,14 @@ def launch_conv(
         bias: `[c_out]` float32 or float16.
         scales: steps of the convolution's own codes, of both operands of the sum, of its codes.
         residual: `[capacity, c_out]` other operand of the sum.
+        shared_sums: where the programs of a split tile meet; needed for more than one split.
         early: whether the map was complete before the launch before this one began.
         overlap: whether the launch may begin while its predecessor ends.
     """
     columns, c_out, width = packed.shape
+    accumulated = torch.int32 if x.dtype == torch.int8 else torch.float32
     capacity = entries.shape[1]
-    grid = (triton.cdiv(capacity, tile.block_m), triton.cdiv(c_out, tile.block_n))
+    grid = (triton.cdiv(capacity, tile.block_m), triton.cdiv(c_out, tile.block_n), tile.splits)
     conv_kernel[grid](
         x,
         packed,
@@ -276,6 +330,8 @@ def launch_conv(
         scales[1],
         scales[2],
         scales[3],
+        None if shared_sums is None else shared_sums.parts.view(accumulated),
+        None if shared_sums is None else shared_sums.arrivals,
         capacity,
         C_IN=c_in,
         STRIDE_X=x.shape[1],
@@ -293,6 +349,7 @@ def launch_conv(
         ADD_RELU=fusion.add_relu,
         ADD_QUANTIZED=fusion.add_quantized,
         STEPS=tile.steps,
+        SPLITS=tile.splits,
         OVERLAP=OVERLAP,
         EARLY=early,
         BLOCK_M=tile.block_m,
