@@ -105,8 +105,8 @@ class Recipe(_Strict):
         description: one sentence for people.
         precision: compute precision of convolutions and sums that no rule names.
         raw_input: `fp16` keeps the convolution on the graph's input in fp16, because channels of
-            very different reach share it (intensity runs to 255, a step of 2.0 in int8; in fp8 a
-            coordinate of 50 m is off by up to 2 m); `int8` or `fp8` is its precision otherwise.
+            very different reach share it (intensity runs to 255, a step of 2.0 in int8; fp8 is
+            off by up to 2.3 m at 50 m); `int8` or `fp8` is its precision otherwise.
         ranges: `tensor` gives every tensor one range, whoever reads it. `in_place` is the way of
             the published CenterPoint flow, for its checkpoints: every reader has a range of its
             own (a sum one for both operands), and quantizes the tensor for all later readers too.
