@@ -8,7 +8,7 @@ import torch
 
 from voxelquant import QuantState
 from voxelquant.detection.config import load_config
-from voxelquant.quant import Fp8SparseAdd, Fp8SparseConv3d
+from voxelquant.quant import Fp8SparseAdd, Fp8SparseConv3d, load_recipe
 from voxelquant.recipes.detect import Engine, open_detector
 
 
@@ -91,3 +91,19 @@ def test_qat_trains_in_fp8(tmp_path, done, config, data, fp8_state) -> None:
     assert trained.plan == before.plan
     key = "backbone.conv4.0.weight"
     assert not torch.equal(trained.tensors[key], before.tensors[key])
+
+
+def test_a_profile_in_fp8_suggests_fp8(tmp_path, done, config, data, weights, fp8_state) -> None:
+    of_state = ("--weights", fp8_state, "--float-weights", weights)
+    frames = ("--metric", "proxy", "--frames", 1, "--split", "both")
+    profile = ("sensitivity", config, "--data", data, *of_state, *frames)
+    done(*profile, "--keep-worst", 1, "--work-dir", tmp_path)
+    suggested = load_recipe(tmp_path / "suggested.yaml")
+    assert suggested.precision == "fp8"
+    (kept,) = json.loads((tmp_path / "sensitivity.json").read_text())["suggestion"]["kept"]
+    ptq = ("ptq", config, "--data", data, "--weights", weights, "--split", "both")
+    recipe = ("--recipe", tmp_path / "suggested.yaml", "--calibrate-batches", 1)
+    done(*ptq, *recipe, "--work-dir", tmp_path / "kept")
+    precision = QuantState.load(tmp_path / "kept" / "ptq.safetensors").plan.precision
+    assert precision[kept] == "fp16"
+    assert set(precision.values()) == {"fp8", "fp16"}
