@@ -8,6 +8,8 @@ from voxelquant.detection.checkpoint import load_weights
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.export import FileRunner, serialize
 from voxelquant.export.from_graph import build_graph
+from voxelquant.numerics import FP8_E4M3
+from voxelquant.numerics import quantize as quantize_values
 from voxelquant.quant import calibrate, layer_parity, lower, quantize
 from voxelquant.recipes.demo import tiny_weights
 from voxelquant.sparse import (
@@ -15,6 +17,7 @@ from voxelquant.sparse import (
     SparseTensor,
     build_kernel_map,
     sparse_conv,
+    sparse_conv_fp8,
     sparse_conv_int8,
 )
 
@@ -55,6 +58,33 @@ def test_integer_convolutions_are_bit_equal(geometry: ConvGeometry, channels: in
     there, _ = build_kernel_map(coords.cuda(), (9, 16, 16), 2, geometry)
     expected = sparse_conv_int8(codes, weight, here)
     assert torch.equal(expected, sparse_conv_int8(codes.cuda(), weight.cuda(), there).cpu())
+
+
+def test_fp8_codes_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(5)
+    exponents = torch.rand(1_000_000, generator=generator) * 24 - 14
+    x = torch.randn(1_000_000, generator=generator) * 2.0**exponents
+    scale = torch.tensor(0.37)
+    here = quantize_values(x, scale, FP8_E4M3)
+    there = quantize_values(x.cuda(), scale.cuda(), FP8_E4M3).cpu()
+    assert torch.equal(here.float(), there.float())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("channels", [5, 16, 128])
+def test_fp8_convolutions_are_bit_equal(geometry: ConvGeometry, channels: int) -> None:
+    coords = sites()
+    generator = torch.Generator().manual_seed(6)
+    shapes = (len(coords), channels), (24, *geometry.kernel_size, channels)
+    one = torch.tensor(1.0)
+    codes, weight = (
+        quantize_values(200 * torch.randn(shape, generator=generator), one, FP8_E4M3)
+        for shape in shapes
+    )
+    here, _ = build_kernel_map(coords, (9, 16, 16), 2, geometry)
+    there, _ = build_kernel_map(coords.cuda(), (9, 16, 16), 2, geometry)
+    expected = sparse_conv_fp8(codes, weight, here)
+    assert torch.equal(expected, sparse_conv_fp8(codes.cuda(), weight.cuda(), there).cpu())
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -119,3 +149,15 @@ def test_engine_fake_quant_and_file_agree_on_the_gpu(
     with torch.no_grad():
         expected = engine.backbone(x)
     assert torch.equal(output.values, expected)
+
+
+def test_fp8_engine_and_fake_quant_agree_on_the_gpu(tiny: tuple[CenterPoint, SparseTensor]) -> None:
+    model, x = tiny
+    qmodel = quantize(model, "reference_fp8")
+    calibrate(qmodel, [x])
+    layers = layer_parity(qmodel, lower(qmodel), x)
+    coded = [layer for layer in layers if layer.output_precision == "fp8"]
+    assert len(coded) > 10
+    assert sum(layer.unexplained for layer in layers) == 0
+    flips = sum(layer.differing for layer in coded) / sum(layer.elements for layer in coded)
+    assert flips < 3e-5

@@ -165,6 +165,9 @@ def test_what_the_layout_cannot_say_is_refused_by_name() -> None:
     fp16 = state_of(mixed(match="backbone.conv3.4.conv2", precision="fp16"))
     with pytest.raises(CheckpointError, match=r"backbone\.conv3\.4\.conv2: got an fp16 layer"):
         nvidia_state_dict(fp16, small_network())
+    fp8 = state_of(mixed(match="backbone.conv4.0", precision="fp8"))
+    with pytest.raises(CheckpointError, match=r"got 1 fp8 layers \(backbone\.conv4\.0\), NVIDIA's"):
+        nvidia_state_dict(fp8, small_network())
     narrow = state_of(mixed(match="backbone.conv4.0", weight_bits=4))
     with pytest.raises(CheckpointError, match=r"backbone\.conv4\.0: got 4-bit weights"):
         nvidia_state_dict(narrow, small_network())

@@ -379,6 +379,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path) -> None:
     refused(model, tmp_path, "0: got a weight of magnitude nan")
 
 
+def test_fp8_layers_are_refused_by_name(tmp_path) -> None:
+    recipe = Recipe(name="mixed", rules=(Rule(match="6", precision="fp8"),))
+    qmodel, example = calibrated(plain_model, 3, recipe)
+    message = r"got 1 fp8 layers \(6\), libspconv computes in int8 and fp16 alone"
+    refused(qmodel, tmp_path, message, example=example)
+
+
 def test_four_bit_weights_are_refused(tmp_path) -> None:
     recipe = Recipe(name="w4", rules=(Rule(match="6", weight_bits=4),))
     qmodel, example = calibrated(plain_model, 3, recipe)

@@ -99,6 +99,79 @@ def test_raw_input_can_be_forced(graph_of) -> None:
     assert "@input" in plan.quantized_tensors
 
 
+def test_fp8_recipe_is_the_int8_recipe_in_another_format(graph_of, network_name) -> None:
+    graph = graph_of(network_name)
+    plans = {name: make_plan(graph, load_recipe(name)) for name in ("int8", "fp8")}
+    assert table(plans["fp8"]) == {
+        node: types.replace("int8", "fp8") for node, types in table(plans["int8"]).items()
+    }
+    assert plans["fp8"].quantized_tensors == plans["int8"].quantized_tensors
+    assert plans["fp8"].quantized_convs == plans["int8"].quantized_convs
+    assert "raw_input: fp8 forces it" in plans["fp8"].notes[0]
+    assert set(plans["fp8"].range_precisions.values()) == {"fp8"}
+
+
+def test_reference_fp8_is_the_published_policy_in_another_format(graph_of) -> None:
+    plans = {
+        name: make_plan(graph_of("residual"), load_recipe(name))
+        for name in ("reference", "reference_fp8")
+    }
+    assert table(plans["reference_fp8"]) == {
+        node: types.replace("int8", "fp8") for node, types in table(plans["reference"]).items()
+    }
+
+
+def test_a_raw_input_may_be_read_in_fp8_and_the_rest_in_int8(graph_of) -> None:
+    plan = plan_of(graph_of("plain"), raw_input="fp8")
+    assert table(plan)["stem"] == "fp8→int8"
+    assert table(plan)["down.0"] == "int8→int8"
+    assert plan.range_precisions["@input"] == "fp8"
+    ruled = plan_of(
+        graph_of("plain"), raw_input="fp8", rules=[{"match": "stem", "precision": "int8"}]
+    )
+    assert table(ruled)["stem"] == "int8→int8"
+
+
+def test_a_tensor_is_stored_in_the_one_precision_of_its_readers(graph_of) -> None:
+    rules = [{"match": "conv2.0", "precision": "fp8"}, {"match": "*3.conv?", "precision": "fp8"}]
+    plan = plan_of(graph_of("residual"), rules=rules)
+    resolved = table(plan)
+    # The sum before makes int8 and cannot hand on fp8; the one after reads what fp8 reads as well.
+    assert resolved["conv1.1.add"] == "fp16→fp8"
+    assert resolved["conv1.1.conv2"] == "int8→fp16"
+    assert resolved["conv2.0"] == "fp8→fp16"
+    assert resolved["conv2.3.conv1"] == "fp8→fp8"
+    assert resolved["conv2.3.add"] == "fp16→int8"
+    assert "conv1.1.add computes in fp16: its output is an fp8 tensor" in plan.notes
+    mixed = plan_of(graph_of("residual"), rules=[{"match": "conv1.1.conv1", "precision": "fp8"}])
+    assert mixed.tensor_precision["conv1.0.add"] == "fp16"
+    assert mixed.range_precisions["conv1.0.add"] == "fp8"  # the sum gave way to fp16
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(mixed)))) == mixed
+
+
+def test_rules_that_fp8_excludes_are_named(graph_of) -> None:
+    rules = [
+        {"match": "conv1.1.conv1", "precision": "int8"},
+        {"match": "conv1.0.conv1", "output_precision": "int8"},
+        {"match": "conv1.1.add", "precision": "fp8"},
+        {"match": "conv2.0", "weight_bits": 4},
+    ]
+    with pytest.raises(ConfigError, match="got 3 rules") as caught:
+        plan_of(graph_of("residual"), precision="fp8", rules=rules)
+    message = str(caught.value)
+    assert "conv1.1.add is to compute in fp8, but its operand conv1.0.add is an fp16" in message
+    assert "conv1.0.conv1 is to be an int8 tensor, but ['conv1.0.conv2'] read it in fp8" in message
+    assert "conv2.0 is to have 4-bit weights, but computes in fp8" in message
+    with pytest.raises(
+        ConfigError, match=r"conv2\.0 computes in fp8, which has no ranges: in_place"
+    ):
+        plan_of(
+            graph_of("residual"),
+            ranges="in_place",
+            rules=[{"match": "conv2.0", "precision": "fp8"}],
+        )
+
+
 def test_a_tensor_with_an_fp16_reader_is_fp16_and_its_sum_gives_way(graph_of) -> None:
     plan = plan_of(graph_of("residual"), rules=[{"match": "conv1.1.conv1", "precision": "fp16"}])
     resolved = table(plan)

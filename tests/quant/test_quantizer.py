@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from voxelquant.errors import CalibrationError
-from voxelquant.numerics import INT4, INT8, fake_quantize
+from voxelquant.numerics import FP8_E4M3, INT4, INT8, fake_quantize
 from voxelquant.quant.quantizer import QuantizerMode, TensorQuantizer, weight_amax
 from voxelquant.quant.spec import QuantSpec
 from voxelquant.quant.stored_weight import encode_weight, weight_codes
@@ -103,7 +103,7 @@ def test_a_dead_channel_takes_the_range_of_its_layer() -> None:
     assert bool((weight_amax(torch.zeros(2, 1, 1, 1, 3), INT8) > 0).all())
 
 
-@pytest.mark.parametrize("fmt", [INT8, INT4], ids=["int8", "int4"])
+@pytest.mark.parametrize("fmt", [INT8, INT4, FP8_E4M3], ids=["int8", "int4", "fp8"])
 @pytest.mark.parametrize("exponent", range(-28, 12, 2))
 def test_every_channel_survives_fp16_storage(fmt, exponent) -> None:
     """From fp16 subnormals to large weights: the stored form finds its codes again."""

@@ -3,12 +3,20 @@ from pathlib import Path
 import pytest
 
 from voxelquant.errors import ConfigError
-from voxelquant.numerics import INT4, INT8
+from voxelquant.numerics import FP8_E4M3, INT4, INT8
 from voxelquant.quant.recipe import Recipe, Rule, bundled_recipes, load_recipe
 
 
 def test_bundled_recipes_load_under_their_names() -> None:
-    assert bundled_recipes() == ["every_layer", "fp16", "int8", "nvidia", "reference"]
+    assert bundled_recipes() == [
+        "every_layer",
+        "fp16",
+        "fp8",
+        "int8",
+        "nvidia",
+        "reference",
+        "reference_fp8",
+    ]
     for name in bundled_recipes():
         assert load_recipe(name).name == name
         assert load_recipe(name).description
@@ -25,10 +33,29 @@ def test_later_rules_win_field_by_field() -> None:
     assert recipe.setting("backbone.conv2.0", "precision") == "int8"
     assert recipe.setting("backbone.conv1.0", "precision") == "fp16"
     assert recipe.setting("neck", "precision") is None
-    assert recipe.activation_spec("backbone.conv2.0").method == "max"
-    assert recipe.activation_spec("neck").method == "mse"
-    assert recipe.weight_spec("backbone.conv2.0").fmt == INT4
-    assert recipe.weight_spec("neck").fmt == INT8
+    assert recipe.activation_spec("backbone.conv2.0", "int8").method == "max"
+    assert recipe.activation_spec("neck", "int8").method == "mse"
+    assert recipe.weight_spec("backbone.conv2.0", "int8").fmt == INT4
+    assert recipe.weight_spec("neck", "int8").fmt == INT8
+
+
+def test_formats_follow_the_precision() -> None:
+    recipe = Recipe(name="r", rules=(Rule(match="a", weight_bits=4, method="entropy"),))
+    assert recipe.weight_spec("a", "int8").fmt == INT4
+    assert recipe.weight_spec("a", "fp8").fmt == FP8_E4M3
+    assert recipe.activation_spec("b", "fp8").fmt == FP8_E4M3
+    with pytest.raises(ConfigError, match="got method 'entropy' for an fp8 tensor, need max"):
+        recipe.activation_spec("a", "fp8")
+
+
+def test_a_method_that_fp8_has_not_is_refused_before_the_work() -> None:
+    with pytest.raises(ConfigError, match="got method 'entropy' for an fp8 tensor"):
+        load_recipe("fp8").check_method("entropy")
+    with pytest.raises(ConfigError, match="got method 'entropy' for an fp8 tensor"):
+        Recipe(name="r", rules=(Rule(match="a", precision="fp8"),)).check_method("entropy")
+    load_recipe("fp8").check_method("mse")
+    load_recipe("fp8").check_method(None)
+    load_recipe("int8").check_method("entropy")
 
 
 @pytest.mark.parametrize(

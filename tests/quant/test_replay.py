@@ -183,6 +183,22 @@ def test_a_change_reaches_a_sum_by_either_operand(make_frame, mode) -> None:
         assert torch.equal(features(changed["last"]), naive[0])
 
 
+def test_an_fp8_layer_alone_computes_in_fp8(calibrated, make_frame) -> None:
+    qmodel = calibrated("residual", "fp8").eval()
+    forms = layer_forms(qmodel, "one")
+    assert len(forms.changed) > 5
+    assert {module.precision.compute for module in forms.changed.values()} == {"fp8"}
+    x = make_frame(9)
+    with torch.no_grad():
+        values = forms.shared.run(x)
+        for name in ("conv1.0.conv1", "conv1.0.add"):
+            made = last_outputs(
+                forms.shared, {**values, **forms.shared.rerun(values, name, forms.changed[name])}
+            )
+            naive = whole_forward(qmodel, forms.shared, name, forms.changed[name], x)
+            assert torch.equal(made[0], naive[0])
+
+
 def test_alone_stands_between_fp16_tensors(forms_of) -> None:
     _, forms = forms_of("residual", "one")
     for name, module in forms.changed.items():

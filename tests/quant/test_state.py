@@ -121,6 +121,26 @@ def test_an_uncalibrated_model_has_no_state(make_network, make_frame) -> None:
         vq.QuantState.of(qmodel)
 
 
+def test_an_fp8_model_comes_back_bit_for_bit(
+    tmp_path, calibrated, make_network, frames_of, network_name
+) -> None:
+    qmodel = calibrated(network_name, "fp8")
+    path = tmp_path / "ptq.safetensors"
+    vq.QuantState.of(qmodel).save(path)
+    state = vq.QuantState.load(path)
+    restored = state.apply(make_network(network_name))
+    frame = frames_of(network_name)[2]
+    with torch.no_grad():
+        assert torch.equal(features(restored(frame)), features(qmodel(frame)))
+        assert torch.equal(features(vq.lower(restored)(frame)), features(vq.lower(qmodel)(frame)))
+    again = vq.QuantState.of(restored)
+    assert all(torch.equal(again.tensors[key], state.tensors[key]) for key in state.tensors)
+    for node in state.plan.quantized_convs:
+        scale = (state.weight_amax(node.path) / 448).view(-1, 1, 1, 1, 1)
+        codes = (state.tensors[f"{node.path}.weight"].float() / scale).to(torch.float8_e4m3fn)
+        assert torch.equal((codes.float() * scale).half(), state.tensors[f"{node.path}.weight"])
+
+
 @pytest.fixture
 def saved(calibrated, tmp_path) -> Path:
     path = tmp_path / "ptq.safetensors"
@@ -176,11 +196,11 @@ def test_missing_files_are_refused(tmp_path) -> None:
 def test_a_code_in_the_plan_that_is_unknown_is_refused(saved) -> None:
     def edit(tensors, header) -> None:
         plan = json.loads(header["plan"])
-        plan["precision"]["squeeze"] = "fp8"
+        plan["precision"]["squeeze"] = "int9"
         header["plan"] = json.dumps(plan)
 
     rewrite(saved, edit)
-    with pytest.raises(QuantStateError, match="'fp8' is no precision"):
+    with pytest.raises(QuantStateError, match="'int9' is no precision"):
         vq.QuantState.load(saved)
 
 

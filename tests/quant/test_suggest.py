@@ -24,6 +24,13 @@ DEMANDING = Recipe(
 )
 
 
+MIXED = Recipe(
+    name="mixed",
+    precision="fp8",
+    rules=(Rule(match="conv1.0.conv?", precision="int8"),),
+)
+
+
 @pytest.fixture
 def plan_of(make_network, make_frame) -> Callable[[Recipe], PrecisionPlan]:
     def make(recipe: Recipe) -> PrecisionPlan:
@@ -59,7 +66,9 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize("recipe", ["int8", "every_layer", "reference", "nvidia", DEMANDING])
+@pytest.mark.parametrize(
+    "recipe", ["int8", "every_layer", "reference", "nvidia", "reference_fp8", DEMANDING, MIXED]
+)
 @pytest.mark.parametrize("kept", LAYERS)
 def test_any_layer_can_be_kept(plan_of, recipe, kept) -> None:
     recipe = load_recipe(recipe)
@@ -81,12 +90,24 @@ def test_sums_beside_a_kept_convolution_are_named(plan_of) -> None:
 
 def test_formats_and_ranges_are_taken_over(plan_of) -> None:
     suggested = suggest(plan_of(DEMANDING), DEMANDING, "conv2.0").recipe
-    assert suggested.weight_spec("conv1.0.conv1").fmt.bits == 4
-    assert suggested.activation_spec("conv1.0.conv2").method == "max"
+    assert suggested.weight_spec("conv1.0.conv1", "int8").fmt.bits == 4
+    assert suggested.activation_spec("conv1.0.conv2", "int8").method == "max"
     assert suggested.setting("extra_conv.0", "output_precision") == "fp16"
     assert all(
         rule.precision != "int8" and rule.output_precision != "int8" for rule in suggested.rules
     )
+
+
+@pytest.mark.parametrize("recipe", ["fp8", MIXED])
+def test_layers_keep_their_8_bit_precision(plan_of, recipe) -> None:
+    recipe = load_recipe(recipe)
+    before = plan_of(recipe)
+    after = plan_of(suggest(before, recipe, "extra_conv.0").recipe)
+    convs = [node.name for node in after.quantized_convs]
+    assert "conv1.0.conv1" in convs
+    assert {name: after.precision[name] for name in convs} == {
+        name: before.precision[name] for name in convs
+    }
 
 
 def test_nothing_kept_is_the_recipe_itself(plan_of) -> None:

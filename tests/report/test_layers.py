@@ -39,8 +39,9 @@ def test_bars_have_the_colour_of_the_output() -> None:
     layers = (
         LayerParity("a", "conv", "fp16 → int8", 30.0),
         LayerParity("b", "conv", "int8 → fp16", 60.0),
+        LayerParity("c", "conv", "fp8 → fp8", 30.0),
     )
-    assert re.findall(r'class="bar (\w+)"', draw_sqnr(layers)) == ["int8", "wide"]
+    assert re.findall(r'class="bar (\w+)"', draw_sqnr(layers)) == ["int8", "wide", "int8"]
 
 
 def test_labels_of_bars_leave_out_the_module_that_all_stand_in() -> None:

@@ -4,7 +4,12 @@ import torch
 from oracles.sparse_sites import random_sites
 from voxelquant.errors import GeometryError
 from voxelquant.sparse import ConvGeometry, KernelMap, build_kernel_map
-from voxelquant.sparse.functional import sparse_conv, sparse_conv_fp16, sparse_conv_int8
+from voxelquant.sparse.functional import (
+    sparse_conv,
+    sparse_conv_fp8,
+    sparse_conv_fp16,
+    sparse_conv_int8,
+)
 
 
 @pytest.fixture
@@ -29,6 +34,14 @@ def test_shapes_that_do_not_fit_are_refused(kernel_map, rows, shape, message) ->
 def test_int8_refuses_other_dtypes(kernel_map) -> None:
     with pytest.raises(GeometryError, match="need int8"):
         sparse_conv_int8(torch.zeros(60, 8), torch.zeros(4, 3, 3, 3, 8), kernel_map)
+
+
+def test_fp8_refuses_other_dtypes(kernel_map) -> None:
+    codes = torch.zeros(60, 8, dtype=torch.float8_e4m3fn)
+    with pytest.raises(GeometryError, match=r"got .*e4m3fn codes and torch\.int8 weights, need"):
+        sparse_conv_fp8(codes, torch.zeros(4, 3, 3, 3, 8, dtype=torch.int8), kernel_map)
+    with pytest.raises(GeometryError, match="8 input channels"):
+        sparse_conv_fp8(codes, torch.zeros(4, 3, 3, 3, 7).to(codes.dtype), kernel_map)
 
 
 def test_fp16_refuses_other_dtypes(kernel_map) -> None:

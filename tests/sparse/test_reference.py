@@ -205,3 +205,29 @@ def test_int8_is_exact_when_every_code_saturates(c_in: int, by_columns: bool) ->
         27 * ((c_in - 1) * 128 * 128 + 127 * 128),
         27 * ((c_in - 1) * 128 * 128 + 127 * 127),
     ]
+
+
+@FORMS
+@pytest.mark.parametrize("n", [0, 1, 90])
+@pytest.mark.parametrize("c_in", [1, 5, 16, 128])
+def test_fp8_sums_exactly_and_rounds_once(n: int, c_in: int, by_columns: bool) -> None:
+    """Codes of every magnitude as integers: multiples of the smallest subnormal, 2**-9."""
+    coords = random_sites(n, SHAPE, [0])
+    kernel_map, _ = build_kernel_map(coords, SHAPE, 1, GEOMETRIES["subm"])
+    generator = torch.Generator().manual_seed(c_in)
+    finite = torch.arange(256, dtype=torch.uint8)
+    finite = finite[finite & 0x7F != 0x7F].view(torch.float8_e4m3fn)
+
+    def draw(*shape: int) -> Tensor:
+        indices = torch.randint(len(finite), shape, generator=generator)
+        return finite.view(torch.uint8)[indices].view(torch.float8_e4m3fn)
+
+    codes, weight = draw(n, c_in), draw(7, 27, c_in)
+    in_steps, weight_in_steps = ((x.double() * 2**9).long() for x in (codes, weight))
+    expected = torch.zeros(n, 7, dtype=torch.int64)
+    for tap in range(27):
+        in_rows, out_rows = kernel_map.pairs_of_tap(tap)
+        expected.index_add_(0, out_rows, in_steps[in_rows] @ weight_in_steps[:, tap].t())
+    out = reference.sparse_conv_fp8(codes, weight, kernel_map, by_columns=by_columns)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, (expected.double() * 2.0**-18).float())

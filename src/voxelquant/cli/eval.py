@@ -12,14 +12,14 @@ import click
     "--weights",
     required=True,
     type=click.Path(path_type=Path),
-    help="Float weights; for engine fake or int8 ptq.safetensors, or NVIDIA's ptq.pth or qat.pth.",
+    help="Float weights; for the others ptq.safetensors, or NVIDIA's ptq.pth or qat.pth.",
 )
 @click.option(
     "--engine",
     default="float",
     show_default=True,
-    type=click.Choice(["float", "fake", "int8"]),
-    help="fake: simulated; int8: executed in integers.",
+    type=click.Choice(["float", "fake", "int8", "fp8"]),
+    help="fake: simulated; int8: executed in integers; fp8: executed in 8-bit floats.",
 )
 @click.option("--work-dir", default="runs/eval", show_default=True, type=click.Path(path_type=Path))
 @click.option("--split", help="Default: the dataset's split for validation.")

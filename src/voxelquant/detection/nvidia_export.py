@@ -103,6 +103,12 @@ def _check_expressible(state: QuantState) -> None:
             f"{odd[0]}: NVIDIA's layout holds the layers of SpMiddleResNetFHD alone; write a "
             "state.safetensors"
         )
+    fp8 = [name for name, precision in plan.precision.items() if precision == "fp8"]
+    if fp8:
+        raise CheckpointError(
+            f"got {len(fp8)} fp8 layers ({', '.join(fp8)}), NVIDIA's layout holds int8 and fp16 "
+            "alone; quantize with an int8 recipe (reference, nvidia), or write a state.safetensors"
+        )
     for layer in LAYERS:
         if plan.precision[layer.ours] != "int8" and layer.ours not in ALWAYS_FP16:
             raise CheckpointError(
@@ -111,10 +117,10 @@ def _check_expressible(state: QuantState) -> None:
                 "(reference, nvidia)"
             )
     for node in plan.quantized_convs:
-        fmt = state.recipe.weight_spec(node.path).fmt
-        if fmt != INT8:
+        bits = state.recipe.weight_bits(node.path)
+        if bits != INT8.bits:
             raise CheckpointError(
-                f"{node.path}: got {fmt.bits}-bit weights, NVIDIA's tools read 8 bits only; give "
+                f"{node.path}: got {bits}-bit weights, NVIDIA's tools read 8 bits only; give "
                 "this layer 8-bit weights"
             )
 

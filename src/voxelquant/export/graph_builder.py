@@ -53,6 +53,7 @@ class GraphBuilder:
         Raises:
             ExportError: a node that the dialect cannot express, or too many or no voxels.
         """
+        self._refuse_fp8()
         shape = self.traced.input_shape
         self.names[GRAPH_INPUT], self.shapes[GRAPH_INPUT] = "0", shape
         keys = {
@@ -76,6 +77,16 @@ class GraphBuilder:
             ir.TensorInfo(self.names[name], self.shapes[name]) for name in self.plan.graph.outputs
         )
         return ir.Graph(tuple(self.nodes), (ir.TensorInfo("0", shape),), outputs, self.values)
+
+    def _refuse_fp8(self) -> None:
+        plan = self.plan
+        layers = [node.path for node in plan.graph.nodes if plan.precision[node.name] == "fp8"]
+        if layers:
+            raise ExportError(
+                f"got {len(layers)} fp8 layers ({', '.join(layers)}), libspconv computes in int8 "
+                "and fp16 alone; quantize with an int8 recipe (int8, reference), or run this model "
+                "with the engine of this package"
+            )
 
     def _append(self, node_type: type[ir.Node], inputs: tuple[str, ...], **fields: Any) -> str:
         """Add a node under the next names of its kind; returns the name of its output."""
@@ -186,10 +197,10 @@ class GraphBuilder:
     def _conv_ranges(self, node: FusedNode) -> dict[str, Any]:
         if self.plan.precision[node.name] != ir.INT8:
             return {}
-        fmt = self.state.recipe.weight_spec(node.path).fmt
-        if fmt != INT8:
+        bits = self.state.recipe.weight_bits(node.path)
+        if bits != INT8.bits:
             raise ExportError(
-                f"{node.path}: got {fmt.bits}-bit weights, the dialect has 8 bits only; give this "
+                f"{node.path}: got {bits}-bit weights, the dialect has 8 bits only; give this "
                 "layer 8-bit weights"
             )
         return {

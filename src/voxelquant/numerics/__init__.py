@@ -8,6 +8,7 @@ from voxelquant.numerics.formats import (
     Float8Format,
     IntFormat,
     NumberFormat,
+    format_of_codes,
     scale_from_amax,
 )
 from voxelquant.numerics.quantize import (
@@ -35,6 +36,7 @@ __all__ = [
     "epilogue_multiplier",
     "fake_quantize",
     "fake_quantize_learned",
+    "format_of_codes",
     "quantize",
     "relative_l2",
     "requantize_in_turn",

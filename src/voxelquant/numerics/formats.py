@@ -31,21 +31,51 @@ class IntFormat:
         return (1 << (self.bits - 1)) - 1
 
     @property
+    def name(self) -> str:
+        """Short name, for messages: `int8`."""
+        return f"int{self.bits}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """How codes are stored; narrower ones take a byte as well."""
+        return torch.int8
+
+    @property
     def code_of_amax(self) -> float:
         """The magnitude that `amax` maps to, in code units."""
         return float(self.qmax)
 
+    @property
+    def finest_code_gap(self) -> float:
+        """Least distance of two codes, in code units."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class Float8Format:
-    """An 8-bit float format, `scale = amax / largest finite value` (Micikevicius, 2209.05433)."""
+    """An 8-bit float format, `scale = amax / largest finite value` (Micikevicius, 2209.05433).
+
+    e4m3fn has 3 bits of mantissa, subnormals down to `2**-9`, no infinity, and one NaN of each
+    sign. A code is the float itself; its neighbours are a sixteenth to an eighth of it away,
+    whatever the range, until it is subnormal.
+    """
 
     dtype: torch.dtype = torch.float8_e4m3fn
+
+    @property
+    def name(self) -> str:
+        """Short name, for messages."""
+        return "fp8"
 
     @property
     def code_of_amax(self) -> float:
         """Largest finite value of the format (448 for e4m3fn)."""
         return torch.finfo(self.dtype).max
+
+    @property
+    def finest_code_gap(self) -> float:
+        """Least distance of two codes, in code units: the smallest subnormal."""
+        return torch.finfo(self.dtype).smallest_normal * torch.finfo(self.dtype).eps
 
 
 NumberFormat = IntFormat | Float8Format
@@ -55,8 +85,17 @@ INT4 = IntFormat(4)
 FP8_E4M3 = Float8Format()
 
 
+def format_of_codes(codes: Tensor) -> NumberFormat | None:
+    """The 8-bit format of a tensor of codes by its dtype; None for a tensor of values.
+
+    >>> format_of_codes(torch.zeros(1, dtype=torch.int8)) == INT8
+    True
+    """
+    return {fmt.dtype: fmt for fmt in (INT8, FP8_E4M3)}.get(codes.dtype)
+
+
 def scale_from_amax(amax: Tensor, fmt: NumberFormat = INT8) -> Tensor:
-    """Step size of a range: `fp32(amax / 127)` for int8.
+    """Step size of a range: `fp32(amax / 127)` for int8, `fp32(amax / 448)` for fp8.
 
     Args:
         amax: largest magnitude of the range, any shape, > 0.

@@ -1,4 +1,4 @@
-"""The law of numbers: quantize, dequantize, the integer epilogue, fake quantization.
+"""The law of numbers: quantize, dequantize, the epilogue of 8-bit layers, fake quantization.
 
 Every operation rounds to float32 by itself, half to even. No fused multiply-add and no reciprocal
 in place of a division may stand anywhere in these formulas: each such change moves codes.
@@ -13,29 +13,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voxelquant.numerics.formats import INT8, Float8Format, IntFormat, NumberFormat, scale_from_amax
+from voxelquant.numerics.formats import INT8, Float8Format, NumberFormat, scale_from_amax
 
 
-def quantize(x: Tensor, scale: Tensor, fmt: IntFormat = INT8) -> Tensor:
-    """Integer codes of real values: `clamp(rn(x ÷ scale), qmin, qmax)`, half to even.
+def quantize(x: Tensor, scale: Tensor, fmt: NumberFormat = INT8) -> Tensor:
+    """Codes of real values, half to even.
+
+    Integers: `clamp(rn(x ÷ scale), qmin, qmax)`. fp8: `e4m3_rn(clamp(x ÷ scale, -448, 448))`; the
+    clamp comes first, since what lies beyond the largest finite code would be rounded to NaN.
+    A finite value never becomes NaN; the code -0 is a zero, equal to +0.
 
     Args:
         x: real values, any float dtype (computed in float32).
         scale: float32 step, broadcastable to `x`.
-        fmt: integer format.
+        fmt: number format.
 
     Returns:
-        int8 tensor of the shape of `x`.
+        Tensor of the shape of `x`, of the dtype of the format's codes.
 
     >>> quantize(torch.tensor([0.5, 1.5, -500.0]), torch.tensor(1.0)).tolist()
     [0, 2, -128]
+    >>> from voxelquant.numerics import FP8_E4M3
+    >>> quantize(torch.tensor([17.0, 19.0, -500.0]), torch.tensor(1.0), FP8_E4M3).tolist()
+    [16.0, 20.0, -448.0]
     """
-    codes = torch.round(x.to(torch.float32) / scale)
-    return codes.clamp_(fmt.qmin, fmt.qmax).to(torch.int8)
+    return _codes_in_float32(x, scale, fmt).to(fmt.dtype)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Real values of integer codes: `fp32(scale * code)`.
+    """Real values of integer or fp8 codes: `fp32(scale * code)`.
 
     >>> dequantize(torch.tensor([2], dtype=torch.int8), torch.tensor(0.5)).tolist()
     [1.0]
@@ -43,32 +49,33 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.to(torch.float32) * scale
 
 
-def requantize_in_turn(codes: Tensor, scales: Sequence[Tensor]) -> Tensor:
+def requantize_in_turn(codes: Tensor, scales: Sequence[Tensor], fmt: NumberFormat = INT8) -> Tensor:
     """Codes of the first step as codes of the last, through the real values of each in turn.
 
     Args:
-        codes: int8, `real ≈ scales[0] * code`.
+        codes: of the format, `real ≈ scales[0] * code`.
         scales: float32 steps, at least one; with one step the codes stay as they are.
+        fmt: format of the codes.
 
     >>> steps = [torch.tensor(0.5), torch.tensor(1.0)]
     >>> requantize_in_turn(torch.tensor([3], dtype=torch.int8), steps).tolist()
     [2]
     """
     for scale, next_scale in pairwise(scales):
-        codes = quantize(dequantize(codes, scale), next_scale)
+        codes = quantize(dequantize(codes, scale), next_scale, fmt)
     return codes
 
 
 def epilogue_multiplier(scale_in: Tensor, scale_weight: Tensor) -> Tensor:
-    """Per-channel factor of the integer epilogue, `m[o] = fp32(s_in * s_w[o])`."""
+    """Per-channel factor of the epilogue of 8-bit layers, `m[o] = fp32(s_in * s_w[o])`."""
     return scale_in.to(torch.float32) * scale_weight.to(torch.float32)
 
 
 def dequantize_accumulator(acc: Tensor, multiplier: Tensor, bias: Tensor) -> Tensor:
-    """Real outputs of an integer convolution: `fp32(fp32(fp32(acc) * m[o]) + b[o])`.
+    """Real outputs of an integer or fp8 convolution: `fp32(fp32(fp32(acc) * m[o]) + b[o])`.
 
     Args:
-        acc: `[m, c_out]` int32 accumulators.
+        acc: `[m, c_out]` accumulators: int32, or float32 where codes are fp8.
         multiplier: `[c_out]` float32 from `epilogue_multiplier`.
         bias: `[c_out]` float32.
 
@@ -137,15 +144,18 @@ def fake_quantize_learned(
     return _FakeQuantizeLearned.apply(x, amax, grad_scale, fmt)
 
 
-def _scaled_codes(x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
+def _codes_in_float32(x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
+    """The codes as float32, which holds every one of them exactly."""
+    ratio = x.to(torch.float32) / scale
     if isinstance(fmt, Float8Format):
         limit = fmt.code_of_amax
-        codes = (x.to(torch.float32) / scale).clamp_(-limit, limit).to(fmt.dtype)
-        return codes.to(torch.float32) * scale
-    # The same three operations as quantize/dequantize; staying in float32 spares two passes
-    # and is exact, since every code is an integer below 2**24.
-    codes = torch.round(x.to(torch.float32) / scale).clamp_(fmt.qmin, fmt.qmax)
-    return codes.mul_(scale)
+        return ratio.clamp_(-limit, limit).to(fmt.dtype).to(torch.float32)
+    return torch.round(ratio).clamp_(fmt.qmin, fmt.qmax)
+
+
+def _scaled_codes(x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
+    # The same operations as quantize and dequantize; staying in float32 spares two passes.
+    return _codes_in_float32(x, scale, fmt).mul_(scale)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from voxelquant.quant.calibrate import TensorStatistics, calibrate, observe, set_ranges
 from voxelquant.quant.calibrators import choose_amax
 from voxelquant.quant.compare import LayerParity, NodeRecord, capture_nodes, layer_parity
+from voxelquant.quant.fp8_modules import Fp8SparseAdd, Fp8SparseConv3d
 from voxelquant.quant.histogram import MagnitudeHistogram, merge_histograms
 from voxelquant.quant.insert import Quantization, is_quantized, quantization_of, quantize
 from voxelquant.quant.int8_modules import (
@@ -29,6 +30,8 @@ from voxelquant.quant.topology import GRAPH_INPUT, FusedGraph, FusedNode
 
 __all__ = [
     "GRAPH_INPUT",
+    "Fp8SparseAdd",
+    "Fp8SparseConv3d",
     "Fp16SparseAdd",
     "Fp16SparseConv3d",
     "FusedGraph",

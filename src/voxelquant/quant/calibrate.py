@@ -56,8 +56,10 @@ def calibrate(
     Raises:
         CalibrationError: no frame, NaN or infinite data, a tensor that stayed empty or zero, or no
             such method.
+        ConfigError: a layer of the recipe cannot use the method.
     """
     require_method(method)  # before the work
+    quantization_of(qmodel).recipe.check_method(method)
     return set_ranges(qmodel, observe(qmodel, frames, max_batches, progress), method)
 
 

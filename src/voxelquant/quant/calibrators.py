@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from voxelquant.errors import CalibrationError
-from voxelquant.numerics import IntFormat, fake_quantize
+from voxelquant.numerics import IntFormat, NumberFormat, fake_quantize
 from voxelquant.quant.histogram import MagnitudeHistogram
 from voxelquant.quant.spec import QuantSpec
 
@@ -32,6 +32,7 @@ def choose_amax(histogram: MagnitudeHistogram, spec: QuantSpec) -> float:
         amax = mse_amax(histogram, spec.fmt)
     else:
         assert spec.method == "entropy", spec.method
+        assert isinstance(spec.fmt, IntFormat)  # the spec refuses others
         amax = entropy_amax(histogram, spec.fmt, skip_zeros=spec.skip_zeros)
     return float(np.float32(amax))
 
@@ -67,7 +68,7 @@ def _value_of_rank(histogram: MagnitudeHistogram, below: FloatArray, rank: float
     return min((index + inside) * histogram.bin_width, histogram.largest)
 
 
-def mse_amax(histogram: MagnitudeHistogram, fmt: IntFormat) -> float:
+def mse_amax(histogram: MagnitudeHistogram, fmt: NumberFormat) -> float:
     """Range of least squared error, `argmin Σ n_b (b - fq(b; amax))²` over the bin centres.
 
     The quantizer is the law's own; `MSE_THRESHOLDS` ranges evenly up to the largest magnitude are
@@ -87,7 +88,7 @@ def mse_amax(histogram: MagnitudeHistogram, fmt: IntFormat) -> float:
     return float(thresholds[int(errors.argmin())])
 
 
-def _squared_errors(centres: Tensor, counts: Tensor, amax: Tensor, fmt: IntFormat) -> Tensor:
+def _squared_errors(centres: Tensor, counts: Tensor, amax: Tensor, fmt: NumberFormat) -> Tensor:
     difference = fake_quantize(centres, amax, fmt) - centres  # [thresholds, bins]
     return difference.square_().to(torch.float64) @ counts
 

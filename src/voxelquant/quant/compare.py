@@ -1,4 +1,4 @@
-"""Parity of two executions: every node of the fake-quant model against the integer engine.
+"""Parity of two executions: every node of the fake-quant model against the lowered engine.
 
 Layer by layer means *given equal inputs*: each fake-quant layer is run on the tensors that the
 engine's layer received, so that one flipped code does not feed the next comparison.
@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from voxelquant.numerics import dequantize, quantize, sqnr_db
+from voxelquant.numerics import (
+    FP8_E4M3,
+    INT8,
+    dequantize,
+    format_of_codes,
+    quantize,
+    sqnr_db,
+)
 from voxelquant.quant.insert import quantization_of
 from voxelquant.quant.modes import evaluation_mode
 from voxelquant.quant.modules import QuantSparseConvBase
@@ -41,10 +48,10 @@ class LayerParity:
     Attributes:
         name: node name.
         precision: compute precision.
-        output_precision: `int8`: codes are compared; `fp16`: values are.
+        output_precision: `int8` or `fp8`: codes are compared; `fp16`: values are.
         elements: number of outputs.
         differing: number of outputs that differ.
-        largest: largest difference, in codes or in values.
+        largest: largest difference, in codes (counted along the format's own) or in values.
         unexplained: differing outputs that rounding cannot explain: further apart than one code,
             or with a value before rounding farther from a tie than the derived bound.
         sqnr_db: of the fake-quant output against the engine's.
@@ -161,9 +168,10 @@ def _compare_node(
         fake = torch.relu(fake)
     made = record.output
     step = None if made.scale is None else torch.tensor(made.scale, device=fake.device)
-    values = fake if step is None else quantize(fake, step)
+    fmt = format_of_codes(made.features) or INT8
+    values = fake if step is None else quantize(fake, step, fmt)
     wanted = real_values(made) if step is None else made.features
-    difference = (values.float() - wanted.float()).abs()  # in codes, or in real values
+    difference = (_positions(values) - _positions(wanted)).abs()  # in codes, or in real values
     differs = difference > 0
     unexplained = differs
     # Sums and fp16 layers do the same operations in both executions: they may not part at all.
@@ -172,7 +180,8 @@ def _compare_node(
         if step is None:
             unexplained = difference > bound + _float16_spacing(wanted)
         else:
-            unexplained = differs & ~((difference <= 1) & _near_tie(fake, step, bound))
+            ties = (values.double() + wanted.double()) / 2  # where the codes are neighbours
+            unexplained = differs & ~((difference <= 1) & _near_tie(fake, step, ties, bound))
     return LayerParity(
         node.name,
         plan.precision[node.name],
@@ -186,11 +195,12 @@ def _compare_node(
 
 
 def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
-    """Largest distance between the float32 result of an int8 convolution and the engine's.
+    """Largest distance between the float32 result of an 8-bit convolution and the engine's.
 
     Both start from the same codes. The fake-quant convolution rounds two factors, a product and a
     sum for each of `K = k * c_in` terms (Higham 2002, section 3.1), the integer one four times in
-    all; a few more units cover this bound's own rounding.
+    all; a few more units cover this bound's own rounding. Of an fp8 engine the law asks for float32
+    sums in whatever order, another `K` roundings.
 
     Returns:
         `[m, c_out]`.
@@ -203,13 +213,22 @@ def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
     if conv.bias is not None:
         reach = reach + conv.bias.abs()
     terms = conv.geometry.taps * conv.in_channels
-    return reach * ((terms + 16) * _ROUNDOFF)
+    sums = 2 if conv.precision.compute == "fp8" else 1
+    return reach * ((sums * terms + 16) * _ROUNDOFF)
 
 
-def _near_tie(y: Tensor, step: Tensor, bound: Tensor) -> Tensor:
-    """Whether `y ÷ step` lies so near to a half that the bound and the division can flip it."""
+def _positions(x: Tensor) -> Tensor:
+    """Codes as places in the order of all codes, so that neighbours are 1 apart; values as such."""
+    if format_of_codes(x) != FP8_E4M3:
+        return x.float()
+    bits = x.view(torch.uint8).int()  # sign and magnitude; both zeros have place 0
+    return torch.where(bits > 127, 128 - bits, bits).float()
+
+
+def _near_tie(y: Tensor, step: Tensor, ties: Tensor, bound: Tensor) -> Tensor:
+    """Whether `y ÷ step` lies so near to a tie that the bound and the division can flip it."""
     ratio = y.double() / step.double()
-    distance = (ratio - ratio.floor() - 0.5).abs()
+    distance = (ratio - ties).abs()
     return distance <= bound.double() / step.double() + 2.0 * _ROUNDOFF * ratio.abs()
 
 

@@ -186,8 +186,8 @@ def insert_layers(model: nn.Module, plan: PrecisionPlan) -> None:
     recipe = quantization.recipe
     device = next(model.parameters()).device
     quantizers = {
-        name: TensorQuantizer(recipe.activation_spec(range_owner(name)), name).to(device)
-        for name in plan.range_names
+        name: TensorQuantizer(recipe.activation_spec(range_owner(name), read), name).to(device)
+        for name, read in plan.range_precisions.items()
     }
     replacements: dict[str, nn.Module] = {}
     sums_in_forwards: dict[str, QuantFeatureAdd] = {}
@@ -226,7 +226,7 @@ def _quantize_conv(
     own, earlier = _operand_quantizers(node, node.inputs[0], plan, quantizers)
     weight_quantizer = None
     if own is not None:
-        spec, weight = recipe.weight_spec(node.path), next(conv.parameters())
+        spec, weight = recipe.weight_spec(node.path, precision.compute), next(conv.parameters())
         weight_quantizer = TensorQuantizer(spec, f"{node.path}.weight", weight.shape[0])
         weight_quantizer.to(weight.device)
     if isinstance(conv, SparseConvBase):
@@ -262,7 +262,7 @@ def _operand_quantizers(
 ) -> tuple[TensorQuantizer | None, tuple[TensorQuantizer, ...]]:
     """A node's own quantizer of one operand (None in fp16), and those of readers before it."""
     chain = tuple(quantizers[name] for name in plan.read_with(node, tensor))
-    return (chain[-1], chain[:-1]) if plan.precision[node.name] == "int8" else (None, chain)
+    return (None, chain) if plan.precision[node.name] == "fp16" else (chain[-1], chain[:-1])
 
 
 def _refuse_untraced(model: nn.Module, arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Integer layers: what is left when every quantizer has done its work.
+"""Lowered layers: what is left when every quantizer has done its work; those of fp8 stand beside.
 
 Between int8 layers features are `torch.int8` codes and `SparseTensor.scale` carries their step;
 fp16 tensors are `torch.float16`. What leaves the sparse part is float32 holding fp16 values, so
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from voxelquant.numerics import (
-    IntFormat,
+    INT8,
+    NumberFormat,
     add_dequantized,
     dequantize_accumulator,
     epilogue_multiplier,
@@ -24,6 +25,7 @@ from voxelquant.numerics import (
 from voxelquant.quant.operand import Operand
 from voxelquant.sparse import (
     ConvGeometry,
+    KernelMap,
     SparseModule,
     SparseTensor,
     check_same_sites,
@@ -41,11 +43,13 @@ class LayerOutput:
         relu: whether a ReLU is fused.
         scale: step of the output codes, `[]` float32; None for an fp16 tensor.
         leaves: whether the tensor leaves the sparse part.
+        fmt: format of the output codes.
     """
 
     relu: bool
     scale: Tensor | None
     leaves: bool
+    fmt: NumberFormat = INT8
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class LoweredModule(SparseModule):
         self.path = path
         self.relu = output.relu
         self.leaves = output.leaves
+        self.output_fmt = output.fmt
         self.register_buffer("output_scale", output.scale)
         self.output_step = None if output.scale is None else float(output.scale)
 
@@ -80,22 +85,24 @@ class LoweredModule(SparseModule):
         if self.relu:
             y = y.relu_()
         if self.output_scale is not None:
-            return quantize(y, self.output_scale), self.output_step
+            return quantize(y, self.output_scale, self.output_fmt), self.output_step
         half = y.to(torch.float16)
         return (half.to(torch.float32) if self.leaves else half), None
 
     def extra_repr(self) -> str:
         """Fused activation and type of the output."""
-        output = "fp16" if self.output_step is None else f"int8, step {self.output_step:g}"
+        output = "fp16"
+        if self.output_step is not None:
+            output = f"{self.output_fmt.name}, step {self.output_step:g}"
         return f"{'relu, ' if self.relu else ''}output {output}"
 
 
-class Int8SparseConv3d(LoweredModule):
-    """Integer convolution: int8 × int8 → int32, then the epilogue of the law in float32.
+class CodeSparseConv3d(LoweredModule):
+    """Convolution of codes: their products summed, then the epilogue of the law in float32.
 
     Args:
         site: name and geometry.
-        weight_q: `[c_out, kz, ky, kx, c_in]` int8 codes.
+        weight_q: `[c_out, kz, ky, kx, c_in]` codes.
         operand: the input, with its steps.
         weight_scale: step of each weight channel, `[c_out]` float32.
         bias: `[c_out]` float32.
@@ -134,10 +141,22 @@ class Int8SparseConv3d(LoweredModule):
         kernel_map, out_sites, coupled = resolve_conv_map(
             x, site.geometry, site.indice_key, inverse=site.inverse
         )
-        acc = sparse_conv_int8(self.operand.codes(x), self.weight_q, kernel_map)  # [m, c_out] int32
+        acc = self.accumulate(self.operand.codes(x), kernel_map)
         y = dequantize_accumulator(acc, self.multiplier, self.bias)
         features, step = self.finish(y)
         return SparseTensor(features, out_sites, step, coupled)
+
+    def accumulate(self, codes: Tensor, kernel_map: KernelMap) -> Tensor:
+        """Sums of products of codes: `[n, c_in]` → `[m, c_out]` int32 or float32."""
+        raise NotImplementedError
+
+
+class Int8SparseConv3d(CodeSparseConv3d):
+    """Integer convolution: int8 × int8 → int32, exact."""
+
+    def accumulate(self, codes: Tensor, kernel_map: KernelMap) -> Tensor:
+        """`[n, c_in]` int8 → `[m, c_out]` int32."""
+        return sparse_conv_int8(codes, self.weight_q, kernel_map)
 
 
 class Fp16SparseConv3d(LoweredModule):
@@ -205,7 +224,7 @@ class SparseAddBase(LoweredModule):
         raise NotImplementedError
 
 
-class Int8SparseAdd(SparseAddBase):
+class CodeSparseAdd(SparseAddBase):
     """Residual sum of two code tensors, each with its own step."""
 
     def _sum(self, a: SparseTensor, b: SparseTensor) -> Tensor:
@@ -223,6 +242,10 @@ class Int8SparseAdd(SparseAddBase):
         return self.operand_b.scales[-1]
 
 
+class Int8SparseAdd(CodeSparseAdd):
+    """Residual sum of two int8 tensors."""
+
+
 class Fp16SparseAdd(SparseAddBase):
     """Residual sum of two fp16 tensors, rounded once."""
 
@@ -231,6 +254,6 @@ class Fp16SparseAdd(SparseAddBase):
         return x_a.to(torch.float32) + x_b.to(torch.float32)
 
 
-def scale_of(amax: Tensor, fmt: IntFormat) -> Tensor:
+def scale_of(amax: Tensor, fmt: NumberFormat) -> Tensor:
     """A step as its own tensor, detached from the quantizer that it came from."""
     return scale_from_amax(amax.detach().clone(), fmt)

@@ -73,7 +73,7 @@ def layer_forms(qmodel: nn.Module, mode: Mode = "one") -> LayerForms:
     quantized = ReplayableGraph.of(qmodel, plan.graph)
     in_float = {node.name: _in_float(node, quantized.modules[node.name]) for node in _layers(plan)}
     floats = ReplayableGraph(plan.graph, {**quantized.modules, **in_float}, quantized.relus)
-    layers = [node for node in _layers(plan) if plan.precision[node.name] == "int8"]
+    layers = [node for node in _layers(plan) if plan.precision[node.name] != "fp16"]
     if mode == "one":
         changed = {node.name: _alone(node, quantized.modules[node.name]) for node in layers}
         return LayerForms(plan, floats, quantized, floats, changed)
@@ -105,10 +105,10 @@ def _left_out(node: FusedNode, module: nn.Module, plan: PrecisionPlan) -> nn.Mod
 
 def _alone(node: FusedNode, module: nn.Module) -> nn.Module:
     """The layer quantized, between fp16 tensors that nobody else has quantized."""
-    precision = LayerPrecision("int8", _fp16_inputs(node), "fp16")
+    assert isinstance(module, (QuantSparseConvBase, QuantSparseAdd))
+    precision = LayerPrecision(module.precision.compute, _fp16_inputs(node), "fp16")
     if isinstance(module, QuantSparseConvBase):
         return type(module)(module, precision, module.input_quantizer, module.weight_quantizer)
-    assert isinstance(module, QuantSparseAdd)
     assert module.input0_quantizer is not None
     assert module.input1_quantizer is not None
     return QuantSparseAdd(precision, (module.input0_quantizer, module.input1_quantizer))

@@ -1,4 +1,4 @@
-"""Lowering: from a fake-quant model to one of integer layers."""
+"""Lowering: from a fake-quant model to one of integer, fp8 and fp16 layers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from voxelquant.errors import ConfigError, GraphError
 from voxelquant.quant.feature_sums import QuantFeatureAdd
+from voxelquant.quant.fp8_modules import Fp8SparseAdd, Fp8SparseConv3d
 from voxelquant.quant.insert import Quantization, detach, quantization_of
 from voxelquant.quant.int8_modules import (
     ConvSite,
@@ -24,6 +25,7 @@ from voxelquant.quant.int8_modules import (
 from voxelquant.quant.modules import QuantSparseAdd, QuantSparseConvBase
 from voxelquant.quant.operand import Operand
 from voxelquant.quant.plan import PrecisionPlan
+from voxelquant.quant.quantizer import TensorQuantizer
 from voxelquant.quant.spconv_modules import QuantSpconvConvolution
 from voxelquant.quant.stored_weight import encode_weight, weight_codes
 from voxelquant.quant.substitute import substitute_modules
@@ -34,11 +36,11 @@ BACKENDS = ("auto", "reference")
 
 
 def lower(qmodel: nn.Module, backend: str = "auto") -> nn.Module:
-    """Integer copy of a calibrated fake-quant model, which stays as it is.
+    """Executed copy of a calibrated fake-quant model, which stays as it is.
 
-    Quantized layers are exchanged for `Int8SparseConv3d`, `Fp16SparseConv3d`, `Int8SparseAdd` and
-    `Fp16SparseAdd`, ReLUs that are fused into them for `nn.Identity`; the user's own forward keeps
-    running. No quantizer and no float copy of a quantized weight is left.
+    Quantized layers are exchanged for `Int8SparseConv3d`, `Fp8SparseConv3d`, `Fp16SparseConv3d` and
+    the sums of the same names, ReLUs that are fused into them for `nn.Identity`; the user's own
+    forward keeps running. No quantizer and no float copy of a quantized weight is left.
 
     Args:
         qmodel: calibrated result of `quantize`, or of `QuantState.apply`.
@@ -96,20 +98,24 @@ def _refuse_foreign_code(qmodel: nn.Module, plan: PrecisionPlan) -> None:
 
 
 def _output_of(node: FusedNode, quantization: Quantization, plan: PrecisionPlan) -> LayerOutput:
-    scale = None
-    if plan.tensor_precision[node.name] == "int8":
-        scale = _scale(quantization, plan.stored_with(node.name))
     kinds = {consumer.kind for consumer in plan.graph.consumers(node.name)}
     leaves = node.name in plan.graph.outputs or "to_dense" in kinds
-    return LayerOutput(node.relu_path is not None, scale, leaves)
+    relu = node.relu_path is not None
+    if plan.tensor_precision[node.name] == "fp16":
+        return LayerOutput(relu, None, leaves)
+    stored = quantization.tensor_quantizers[plan.stored_with(node.name)]
+    return LayerOutput(relu, _scale(stored), leaves, stored.spec.fmt)
 
 
 def _operand_of(
     node: FusedNode, tensor: str, quantization: Quantization, plan: PrecisionPlan
 ) -> Operand:
-    return Operand(
-        node.path, tuple(_scale(quantization, name) for name in plan.read_with(node, tensor))
-    )
+    quantizers = [quantization.tensor_quantizers[name] for name in plan.read_with(node, tensor)]
+    if not quantizers:
+        return Operand(node.path)
+    # Only int8 has readers that quantize in place, so all steps of a tensor are of one format.
+    fmt = quantizers[-1].spec.fmt
+    return Operand(node.path, tuple(_scale(quantizer) for quantizer in quantizers), fmt)
 
 
 def _lower_conv(
@@ -124,16 +130,16 @@ def _lower_conv(
     # The codes that a reader of the stored file would find; encode_weight proves them to be ours.
     codes = weight_codes(encode_weight(conv.weight, amax, fmt, node.path), amax, fmt)
     wide_bias = torch.zeros_like(amax) if bias is None else bias.to(torch.float32)
-    return Int8SparseConv3d(site, codes, operand, scale_of(amax, fmt), wide_bias, output)
+    kind = Fp8SparseConv3d if conv.precision.compute == "fp8" else Int8SparseConv3d
+    return kind(site, codes, operand, scale_of(amax, fmt), wide_bias, output)
 
 
 def _lower_add(
     add: QuantSparseAdd, node: FusedNode, operands: tuple[Operand, Operand], output: LayerOutput
 ) -> LoweredModule:
-    kind = Fp16SparseAdd if add.input0_quantizer is None else Int8SparseAdd
-    return kind(node.path, operands, output)
+    kinds = {"int8": Int8SparseAdd, "fp8": Fp8SparseAdd, "fp16": Fp16SparseAdd}
+    return kinds[add.precision.compute](node.path, operands, output)
 
 
-def _scale(quantization: Quantization, name: str) -> Tensor:
-    quantizer = quantization.tensor_quantizers[name]
+def _scale(quantizer: TensorQuantizer) -> Tensor:
     return scale_of(quantizer.amax, quantizer.spec.fmt)

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.errors import CalibrationError
-from voxelquant.numerics import IntFormat, fake_quantize, fake_quantize_learned, scale_from_amax
+from voxelquant.numerics import (
+    NumberFormat,
+    fake_quantize,
+    fake_quantize_learned,
+    scale_from_amax,
+)
 from voxelquant.quant.histogram import MagnitudeHistogram
 from voxelquant.quant.observer import Observer
 from voxelquant.quant.spec import QuantSpec
 
-# Stored weights are fp16(q * scale). Below this step fp16 subnormals (2**-24 apart) no longer tell
-# neighbouring codes apart, so a weaker channel is given this step: its codes are coarser than its
-# own maximum would allow, and still finer than what the fp16 weights themselves resolve twice over.
-_SMALLEST_WEIGHT_SCALE = 2.0**-23
+# Stored weights are fp16(q * scale). Where neighbouring codes lie closer than this, fp16 subnormals
+# (2**-24 apart) no longer tell them apart, so a weaker channel is given a larger step: its codes
+# are coarser than its own maximum would allow, and resolve what the fp16 weights do but for a bit.
+# Of fp8 that concerns subnormal codes alone, which are 2**-9 steps apart: its least step is 2**-14.
+_SMALLEST_WEIGHT_GAP = 2.0**-23
 # A learned range stays within e**±20 of where it began, hence above 0 and finite.
 _MOST_GROWTH = 20.0
 
@@ -78,7 +84,7 @@ class TensorQuantizer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Step, `fp32(amax / 127)` for int8.
+        """Step, `fp32(amax / 127)` for int8, `fp32(amax / 448)` for fp8.
 
         Raises:
             CalibrationError: the range was never calibrated.
@@ -182,7 +188,7 @@ class TensorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Name, format and mode."""
-        return f"{self.name}, {self.spec.fmt.bits} bits, {self.mode.value}"
+        return f"{self.name}, {self.spec.fmt.name}, {self.mode.value}"
 
 
 def _refuse_first(values: Tensor, bad: Tensor, name: str, need: str) -> None:
@@ -194,7 +200,7 @@ def _refuse_first(values: Tensor, bad: Tensor, name: str, need: str) -> None:
         raise CalibrationError(f"{name}: got a range of {worst:g}{where}, {need}")
 
 
-def weight_amax(weight: Tensor, fmt: IntFormat) -> Tensor:
+def weight_amax(weight: Tensor, fmt: NumberFormat) -> Tensor:
     """Range of each output channel of a weight: its largest magnitude.
 
     A channel of zeros only has no range of its own and takes the layer's; ranges too small for the
@@ -212,9 +218,9 @@ def weight_amax(weight: Tensor, fmt: IntFormat) -> Tensor:
     return largest.clamp(min=smallest_weight_amax(fmt))
 
 
-def smallest_weight_amax(fmt: IntFormat) -> float:
+def smallest_weight_amax(fmt: NumberFormat) -> float:
     """The least range whose codes fp16 storage keeps apart."""
-    return fmt.code_of_amax * _SMALLEST_WEIGHT_SCALE
+    return fmt.code_of_amax * _SMALLEST_WEIGHT_GAP / fmt.finest_code_gap
 
 
 def _per_channel(amax: Tensor, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from voxelquant.errors import ConfigError
-from voxelquant.numerics import INT8, IntFormat
+from voxelquant.numerics import INT8, Float8Format, NumberFormat
 
 Granularity = Literal["per_tensor", "per_channel"]
 Method = Literal["max", "percentile", "mse", "entropy"]
@@ -18,7 +18,7 @@ class QuantSpec:
     """Number format and the way in which its range is chosen.
 
     Attributes:
-        fmt: integer format of the codes.
+        fmt: format of the codes.
         granularity: one range for the tensor, or one for each output channel of a weight.
         method: how a calibrator picks the range from a histogram; weights take their maximum.
         percentile: share of magnitudes, in percent, that `percentile` keeps inside the range.
@@ -26,7 +26,7 @@ class QuantSpec:
             `max` and `mse` give the same range either way.
     """
 
-    fmt: IntFormat = INT8
+    fmt: NumberFormat = INT8
     granularity: Granularity = "per_tensor"
     method: Method = "mse"
     percentile: float = 99.99
@@ -39,4 +39,9 @@ class QuantSpec:
             raise ConfigError(
                 f"got method {self.method!r} for ranges per channel, need 'max': weights are known "
                 "exactly, nothing is sampled"
+            )
+        if self.method == "entropy" and isinstance(self.fmt, Float8Format):
+            raise ConfigError(
+                "got method 'entropy' for an fp8 tensor, need max, percentile or mse: it compares "
+                "histograms of evenly spaced codes"
             )

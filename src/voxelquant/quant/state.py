@@ -1,7 +1,7 @@
 """QuantState: everything that a quantized model is, as tensors and plain data.
 
 Its tensors are the model's own, under the model's own keys, except that convolutions of the sparse
-graph hold fp16 (`fp16(q * scale)` where they compute in int8, rounded values elsewhere), plus the
+graph hold fp16 (`fp16(q * scale)` where they compute in 8 bits, rounded values elsewhere), plus the
 ranges under `weight_amax/<module path>` and `activation_amax/<range name of the plan>`. A state
 made from another tool's checkpoint also carries that file's tensors, under `carried/<name>`: no
 layer reads them, a writer of that format gives them back where they are still true.
@@ -131,11 +131,11 @@ class QuantState:
             conv.weight_quantizer.set_amax(self.weight_amax(node.path))
 
     def weight_amax(self, path: str) -> Tensor:
-        """Ranges `[c_out]` of an int8 convolution's weight."""
+        """Ranges `[c_out]` of the weight of an int8 or fp8 convolution."""
         return self.tensors[WEIGHT_AMAX + path]
 
     def activation_amax(self, name: str) -> Tensor:
-        """Range `[]` of a tensor that some layer reads in int8, or of a reader (`range_names`)."""
+        """Range `[]` by its name in the plan: of a tensor read in 8 bits, or of one reader."""
         return self.tensors[ACTIVATION_AMAX + name]
 
     def _fill(self, qmodel: nn.Module) -> None:

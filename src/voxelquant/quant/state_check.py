@@ -38,10 +38,12 @@ def check_state(
                 f"{source}: got {node.path}.weight as {weight.dtype} {tuple(weight.shape)}, need "
                 "float16 [c_out, kz, ky, kx, c_in]"
             )
-        if plan.precision[node.name] == "int8":
+        precision = plan.precision[node.name]
+        if precision != "fp16":
             key = f"weight_amax/{node.path}"
             amax = _positive_range(tensors, key, (weight.shape[0],), source)
-            verify_stored_weight(weight, amax, recipe.weight_spec(node.path).fmt, node.path)
+            fmt = recipe.weight_spec(node.path, precision).fmt
+            verify_stored_weight(weight, amax, fmt, node.path)
 
 
 def check_model_fits(model: nn.Module, plan: PrecisionPlan, tensors: Mapping[str, Tensor]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from voxelquant.quant.plan import PrecisionPlan, make_plan
-from voxelquant.quant.recipe import Recipe, Rule
+from voxelquant.quant.recipe import Precision, Recipe, Rule
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,11 @@ class SuggestedRecipe:
     """A recipe that keeps some layers in fp16.
 
     Attributes:
-        recipe: the policy. It holds no rule that demands int8, and no tensor is quantized in
-            place: either could clash with a layer that is kept.
+        recipe: the policy. It holds no rule that demands 8 bits of a sum or a tensor, and no tensor
+            is quantized in place: either could clash with a layer that is kept.
         kept: the layers that were asked for, in execution order.
         dragged: sums that the plan's rules take to fp16 with them, in execution order: a sum
-            computes in int8 only between int8 tensors and into one.
+            computes in 8 bits only between tensors of its precision and into one.
     """
 
     recipe: Recipe
@@ -41,9 +42,16 @@ def keep_in_fp16(
     """
     layers = [node for node in plan.graph.nodes if node.kind in ("conv", "add")]
     fp16 = [n for n in layers if plan.precision[n.name] == "fp16" or n.name in kept]
+    usual = _usual_precision(plan)
+    others = [
+        node
+        for node in layers
+        if node.kind == "conv" and plan.precision[node.name] not in ("fp16", usual)
+    ]
     rules = [rule for original in recipe.rules if (rule := _without_demands(original)) is not None]
+    rules += [Rule(match=_literally(n.path), precision=plan.precision[n.name]) for n in others]
     rules += [Rule(match=_literally(node.path), precision="fp16") for node in fp16]
-    changes = {"name": name, "description": description, "precision": "int8", "ranges": "tensor"}
+    changes = {"name": name, "description": description, "precision": usual, "ranges": "tensor"}
     suggested = recipe.model_copy(update={**changes, "rules": tuple(rules)})
     made = make_plan(plan.graph, suggested)
     named = {node.name for node in fp16}
@@ -52,6 +60,12 @@ def keep_in_fp16(
         tuple(node.name for node in layers if node.name in kept),
         tuple(n.name for n in layers if made.precision[n.name] == "fp16" and n.name not in named),
     )
+
+
+def _usual_precision(plan: PrecisionPlan) -> Precision:
+    """The 8-bit precision of most layers; int8 where there is none."""
+    counts = Counter(precision for precision in plan.precision.values() if precision != "fp16")
+    return counts.most_common(1)[0][0] if counts else "int8"
 
 
 def _without_demands(rule: Rule) -> Rule | None:

@@ -90,8 +90,10 @@ def calibrate_together(
         reporter: speaks for the main process; silent in the others.
 
     Raises:
-        BadInputError: there are no frames, they cannot be read, or hold NaN.
+        BadInputError: there are no frames, they cannot be read, or hold NaN; or a layer of the
+            recipe cannot use the method.
     """
+    request.recipe.check_method(request.method)  # before the work
     job = request.job
     calibration = Calibration(detector, request.recipe, job, world)
     line = calibration.begin(request.work_dir, file_digest(request.weights))

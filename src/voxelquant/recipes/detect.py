@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from voxelquant.detection.decode import Detections, decode_predictions
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, DatasetError
 from voxelquant.quant.lower import lower
+from voxelquant.quant.plan import PrecisionPlan
 from voxelquant.quant.state_file import is_state_file
 from voxelquant.recipes.distributed import World
 from voxelquant.recipes.progress import Advance
@@ -35,6 +36,7 @@ class Engine(str, Enum):
     FLOAT = "float"
     FAKE = "fake"  # simulated: float arithmetic on quantized values
     INT8 = "int8"  # executed: integer arithmetic
+    FP8 = "fp8"  # executed: products of 8-bit floats; integers in layers that the state has so
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,43 @@ def open_detector(
     Raises:
         CheckpointError: the weights are unusable, or of another model.
         QuantStateError: an engine for quantized weights, and no quantized state that fits.
-        BadInputError: the float engine, and a quantized state.
+        BadInputError: the float engine, and a quantized state; or an engine that executes another
+            precision than the state's.
     """
     network = CenterPoint(config)
     if engine is Engine.FLOAT:
         if is_state_file(Path(weights)):
             raise BadInputError(
                 f"{weights}: got a quantized state, need float weights; give the weights that it "
-                "was made from (only `eval` takes a state here, with --engine fake or int8)"
+                "was made from (only `eval` takes a state here, with --engine fake, int8 or fp8)"
             )
         load_weights(network, weights)
         return Detector(network.eval().to(device), config, device)
     loaded = load_quant_state(weights, config)
+    if engine is not Engine.FAKE:
+        _require_engine(engine, loaded.state.plan, weights)
     model = loaded.state.apply(network).eval().to(device)
-    if engine is Engine.INT8:
-        model = lower(model).eval()
     assert isinstance(model, CenterPoint)
-    return Detector(model, config, device, loaded.notes)
+    fake = Detector(model, config, device, loaded.notes)
+    return fake if engine is Engine.FAKE else lowered(fake)
+
+
+def lowered(fake: Detector) -> Detector:
+    """The executed form of a fake-quant detector, which stays as it is."""
+    model = lower(fake.network).eval()
+    assert isinstance(model, CenterPoint)
+    return replace(fake, network=model)
+
+
+def _require_engine(engine: Engine, plan: PrecisionPlan, weights: str | Path) -> None:
+    """Refuse to report one precision for what runs in another."""
+    fp8 = sum(precision == "fp8" for precision in plan.precision.values())
+    needed = Engine.FP8 if fp8 else Engine.INT8
+    if engine is not needed:
+        raise BadInputError(
+            f"{weights}: got a state with {fp8} fp8 layers for engine {engine.value}, need "
+            f"--engine {needed.value} to execute it, or --engine fake to simulate it"
+        )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Where do float, fake-quant, integer engine and exported file part? Layer by layer.
+"""Where do float, fake-quant, engine and exported file part? Layer by layer.
 
-The project's central test. Three questions are kept apart: how far the integer engine is from the
+The project's central test. Three questions are kept apart: how far the engine is from the
 float model when both run freely from the points (SQNR, relative L2); how often a fake-quant layer
 gives another code than the engine's layer when both read the *same* codes; and whether the file,
 executed from its bytes, equals the engine bit for bit.
@@ -20,7 +20,7 @@ from voxelquant.export.runner import FileRunner, NodeOutput
 from voxelquant.numerics import relative_l2, sqnr_db
 from voxelquant.quant.compare import NodeRecord, capture_nodes, layer_parity, real_values
 from voxelquant.quant.insert import quantization_of
-from voxelquant.recipes.detect import Detector, Engine, open_detector
+from voxelquant.recipes.detect import Detector, Engine, lowered, open_detector
 from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.export import check_exported, require_no_errors
 from voxelquant.recipes.frame_files import FrameChoice, choose_cloud
@@ -87,9 +87,10 @@ def run_parity(request: ParityRequest, reporter: StageReporter) -> ParityResult:
     if request.onnx is not None:
         require_no_errors(request.onnx, check_exported(request.onnx))
         onnx = request.onnx
+    fake = open_detector(config, request.weights, Engine.FAKE, device)
     forms = Forms(
-        fake=open_detector(config, request.weights, Engine.FAKE, device),
-        engine=open_detector(config, request.weights, Engine.INT8, device),
+        fake=fake,
+        engine=lowered(fake),
         float=None
         if request.float_weights is None
         else open_detector(config, request.float_weights, Engine.FLOAT, device),
@@ -120,7 +121,7 @@ def measure_parity(forms: Forms, x: SparseTensor, onnx: Path | bytes | None = No
     layers = []
     for name, record in engine_nodes.items():
         entry = given_equal_inputs[name]
-        codes = entry.elements if entry.output_precision == "int8" else 0
+        codes = entry.elements if entry.output_precision != "fp16" else 0
         reference = float_nodes.get(name)
         values = real_values(record.output)
         layers.append(

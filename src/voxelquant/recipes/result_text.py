@@ -16,7 +16,12 @@ from voxelquant.recipes.parity import ParityResult
 from voxelquant.recipes.synth import WrittenWorld
 
 _ABSENT = "–"
-_ENGINES = {"float": "float", "fake": "fake (simulated)", "int8": "int8 (executed)"}
+_ENGINES = {
+    "float": "float",
+    "fake": "fake (simulated)",
+    "int8": "int8 (executed)",
+    "fp8": "fp8 (executed)",
+}
 
 
 def print_evaluation(evaluation: Evaluation, engine: str, console: Console | None = None) -> None:

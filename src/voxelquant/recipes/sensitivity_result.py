@@ -175,7 +175,7 @@ def recipe_text(result: SensitivityResult) -> str:
     lines = [f"# Kept in fp16 by the profile: {kept}."]
     if result.suggestion.dragged:
         dragged = ", ".join(result.suggestion.dragged)
-        lines.append(f"# In fp16 with them, since a sum reads and makes int8 tensors: {dragged}.")
+        lines.append(f"# In fp16 with them, since a sum reads and makes 8-bit tensors: {dragged}.")
     recipe = result.suggestion.recipe
     content = {"name": "", "description": "", "precision": recipe.precision}
     content |= recipe.model_dump(mode="json", exclude_defaults=True)

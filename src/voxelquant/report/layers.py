@@ -25,7 +25,7 @@ def draw_sqnr(layers: tuple[LayerParity, ...]) -> str:
             f"</span></span><b>{sqnr_db:.1f}</b></div>"
         )
     legend = (
-        '<p class="legend"><i class="swatch int8"></i>int8 <i class="swatch wide"></i>fp16 or '
+        '<p class="legend"><i class="swatch int8"></i>8 bits <i class="swatch wide"></i>fp16 or '
         f"wider · dB, a grid line every {AXIS_STEP_DB}</p>"
     )
     return f'{legend}<div class="bars">{"".join(rows)}</div>'
@@ -88,8 +88,8 @@ def _times_per_million(share: float) -> str:
 
 
 def _precision_class(precision: str) -> str:
-    """By what the layer hands on: `fp16 → int8` has the noise of int8."""
-    return "int8" if precision.endswith("int8") else "wide"
+    """By what the layer hands on: `fp16 → int8` has the noise of 8 bits."""
+    return "int8" if precision.endswith(("int8", "fp8")) else "wide"
 
 
 def _codes_cells(layer: LayerParity) -> str:

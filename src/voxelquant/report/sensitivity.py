@@ -93,7 +93,7 @@ def _explain_colours(figure: object) -> None:
     assert isinstance(figure, Figure)
     figure.legend(
         handles=[Patch(color=KEPT, label="kept in fp16 by suggested.yaml"), Patch(color=BAR)],
-        labels=["kept in fp16 by suggested.yaml", "int8"],
+        labels=["kept in fp16 by suggested.yaml", "8 bits"],
         loc="outside lower center",
         ncols=2,
         frameon=False,

@@ -2,7 +2,12 @@
 
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.convolution import Convolution
-from voxelquant.sparse.functional import sparse_conv, sparse_conv_fp16, sparse_conv_int8
+from voxelquant.sparse.functional import (
+    sparse_conv,
+    sparse_conv_fp8,
+    sparse_conv_fp16,
+    sparse_conv_int8,
+)
 from voxelquant.sparse.graph import SparseGraph, SparseNode
 from voxelquant.sparse.kernel_map import KernelMap
 from voxelquant.sparse.modules import (
@@ -61,6 +66,7 @@ __all__ = [
     "require_convolution",
     "resolve_conv_map",
     "sparse_conv",
+    "sparse_conv_fp8",
     "sparse_conv_fp16",
     "sparse_conv_int8",
     "trace_sparse_graph",

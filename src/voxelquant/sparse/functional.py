@@ -53,6 +53,31 @@ def sparse_conv_int8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> 
     return reference.sparse_conv_int8(codes, weight_q.flatten(1, 3), kernel_map)
 
 
+def sparse_conv_fp8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> Tensor:
+    """Sparse convolution of fp8 codes; products are exact, their sums are float32.
+
+    The reference sums exactly and rounds once, hence equally on every device. A backend that sums
+    in float32, in whatever order, is right within `terms * 2**-24 * Σ |code| |weight|`.
+
+    Args:
+        codes: `[n, c_in]` float8_e4m3fn.
+        weight_q: `[c_out, kz, ky, kx, c_in]` float8_e4m3fn.
+        kernel_map: pairs of the convolution.
+
+    Returns:
+        `[m, c_out]` float32 accumulators.
+
+    Raises:
+        GeometryError: rows, channels, taps or dtypes do not fit together.
+    """
+    if codes.dtype != torch.float8_e4m3fn or weight_q.dtype != torch.float8_e4m3fn:
+        raise GeometryError(
+            f"got {codes.dtype} codes and {weight_q.dtype} weights, need float8_e4m3fn"
+        )
+    _check_shapes(codes, weight_q, kernel_map)
+    return reference.sparse_conv_fp8(codes, weight_q.flatten(1, 3), kernel_map)
+
+
 def sparse_conv_fp16(
     features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
 ) -> Tensor:

@@ -70,9 +70,9 @@ class SparseTensor:
     """Features on active sites.
 
     Attributes:
-        features: `[n, c]`, float32 or float16 values, or int8 codes.
+        features: `[n, c]`, float32 or float16 values, or int8 or fp8 (e4m3) codes.
         sites: where the rows live.
-        scale: step of the codes when `features` are int8, `real ≈ scale * code`; else None.
+        scale: step of the codes when `features` are codes, `real ≈ scale * code`; else None.
         coupled: convolutions by `indice_key`, for inverse convolutions further on.
     """
 

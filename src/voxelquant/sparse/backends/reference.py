@@ -201,6 +201,29 @@ def sparse_conv_int8(
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.int32)
 
 
+def sparse_conv_fp8(
+    codes: Tensor, weight_q: Tensor, kernel_map: KernelMap, *, by_columns: bool | None = None
+) -> Tensor:
+    """Convolution of e4m3 codes: the exact sums, each rounded to float32 once.
+
+    A product of two codes is a multiple of `2**-18` of magnitude at most `448**2`, so float64 holds
+    the sum of up to 171,196 of them exactly, in any order.
+
+    Args:
+        codes: `[n, c_in]` float8_e4m3fn.
+        weight_q: `[c_out, k, c_in]` float8_e4m3fn.
+        kernel_map: pairs of the convolution.
+        by_columns: form of the sum; by default columns on GPUs, taps elsewhere.
+
+    Returns:
+        `[m, c_out]` float32.
+    """
+    if by_columns is None:
+        by_columns = codes.is_cuda
+    form = _convolve_columns if by_columns else _convolve_taps
+    return form(codes.double(), weight_q.double(), kernel_map).float()
+
+
 def _exact_parts(weight: Tensor, channels: slice) -> list[slice]:
     """Runs of input channels over which int8 products sum exactly in float32, in any order."""
     largest = weight[:, :, channels].abs().sum((1, 2)).max() if weight.numel() else 0.0
