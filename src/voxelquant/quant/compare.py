@@ -190,7 +190,8 @@ def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
 
     Both start from the same codes. The fake-quant convolution rounds two factors, a product and a
     sum for each of `K = k * c_in` terms (Higham 2002, section 3.1), the integer one four times in
-    all; a few more units cover this bound's own rounding.
+    all; a few more units cover this bound's own rounding. On a GPU products are split and sums
+    truncated: `sparse/backends/triton/conv.py` derives its `3 * K + 12` units.
 
     Returns:
         `[m, c_out]`.
@@ -203,7 +204,8 @@ def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
     if conv.bias is not None:
         reach = reach + conv.bias.abs()
     terms = conv.geometry.taps * conv.in_channels
-    return reach * ((terms + 16) * _ROUNDOFF)
+    units = 3 * terms + 12 + 16 if reach.is_cuda else terms + 16
+    return reach * (units * _ROUNDOFF)
 
 
 def _near_tie(y: Tensor, step: Tensor, bound: Tensor) -> Tensor:
