@@ -185,7 +185,7 @@ def test_every_candidate_tile_gives_the_same_integers(channels: tuple[int, int])
     taps = weight.flatten(1, 3)
     shape = conv_tiles.GemmShape("conv", torch.int8, *channels, 3)
     tiles = conv_tiles.candidate_tiles(shape)
-    assert len(tiles) > 10
+    assert len(tiles) > 5
     # What only the compiler reads makes no difference in the interpreter.
     distinct = {(t.rows, t.columns, t.channels, t.taps): t for t in tiles}
     expected = _int64_sum(codes, weight, kernel_map)

@@ -90,11 +90,11 @@ def tune(shape: GemmShape, measure_ms: Callable[[Tile], float]) -> tuple[Tile, f
 def candidate_tiles(shape: GemmShape) -> list[Tile]:
     """The reasoned tile first, then its neighbours in rows, depth, warps and stages."""
     first = _reasoned_tile(shape)
-    row_choices = (64, 128) if shape.kind == "conv" else (first.rows, 2 * first.rows)
-    choices = product(row_choices, (4, 8), (2, 3, 4))
+    other_rows = 64 if shape.kind == "conv" else 2 * first.rows
+    choices = product((first.rows, other_rows), (4, 8), (3, 4))
     tiles = [first, *(replace(first, rows=r, warps=w, stages=s) for r, w, s in choices)]
     if shape.kind == "conv" and first.channels * 2 <= _power_of_two(shape.c_in):
-        tiles += [replace(tile, channels=first.channels * 2) for tile in tiles]
+        tiles += [replace(tile, channels=first.channels * 2) for tile in (first, tiles[-1])]
     return list(dict.fromkeys(tiles))
 
 
@@ -107,7 +107,8 @@ def _reasoned_tile(shape: GemmShape) -> Tile:
     taps = min(extent // channels, _power_of_two(shape.taps))
     channels = max(channels, _LEAST_DEPTH[shape.dtype] // taps)
     rows = _LARGEST_BLOCK if shape.kind == "conv" else _DEPTH[shape.dtype]
-    warps = 8 if columns == _LARGEST_BLOCK else 4
+    # The parts of split float32 operands need as many registers again.
+    warps = 8 if columns >= (64 if shape.dtype == torch.float32 else 128) else 4
     return Tile(rows, columns, channels, taps, warps, stages=3)
 
 
