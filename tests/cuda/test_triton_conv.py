@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 SHAPE = (9, 16, 16)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-CHANNELS = [(5, 16), (16, 16), (16, 32), (32, 64), (33, 17), (64, 128), (128, 128), (1, 3)]
+CHANNELS = [(1, 3), (5, 16), (16, 32), (33, 17), (64, 128), (128, 128)]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8])
@@ -29,7 +29,7 @@ def test_auto_takes_triton(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", CHANNELS, ids=str)
-@pytest.mark.parametrize("name", ["subm", "stride 2", "(3,1,1) in z"])
+@pytest.mark.parametrize("name", ["subm", "stride 2"])
 def test_values_and_gradients(name: str, channels: tuple[int, int], dtype: torch.dtype) -> None:
     assert_right(make_problem(name, 1501, channels, dtype, shape=SHAPE), device="cuda")
 
