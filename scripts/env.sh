@@ -83,7 +83,7 @@ no_connection='NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout
 explain_failed_install() {
   tail -n 8 "$install_log" | sed 's/^/  | /' >&2
   if grep -qE 'No space left' "$install_log"; then
-    fail "the disk is full: an environment takes about 2 GB, with a CUDA build of torch 8 GB"
+    fail "the disk is full: an environment takes about 2.5 GB, with a CUDA build of torch 8 GB"
   elif grep -qE "$no_connection|No matching distribution" "$install_log"; then
     fail "a package could not be fetched: check the network, or point pip to a mirror with" \
       "PIP_INDEX_URL=https://...; the whole log: $install_log"
