@@ -9,6 +9,7 @@ from voxelquant.numerics import relative_l2
 from voxelquant.sparse import (
     BackendChoice,
     ConvGeometry,
+    KernelMap,
     build_kernel_map,
     choose_backend,
     sparse_conv,
@@ -81,3 +82,15 @@ def test_a_frame_of_full_size_against_the_reference(channels: tuple[int, int]) -
     weight_q = torch.randint(-128, 128, weight.shape, dtype=torch.int8, device="cuda")
     found = sparse_conv_int8(codes, weight_q, kernel_map, backend="triton")
     assert torch.equal(found, sparse_conv_int8(codes, weight_q, kernel_map, backend="reference"))
+
+
+def test_features_beyond_two_gigabytes() -> None:
+    """Places in them do not fit into 32 bits."""
+    n, c = 2**31 // 128 + 1000, 128
+    codes = torch.zeros((n, c), dtype=torch.int8, device="cuda")
+    codes[-1000:] = torch.randint(-128, 128, (1000, c), dtype=torch.int8, device="cuda")
+    table = torch.arange(n - 1000, n, dtype=torch.int32, device="cuda").view(1, -1)
+    weight = torch.randint(-128, 128, (16, 1, 1, 1, c), dtype=torch.int8, device="cuda")
+    found = sparse_conv_int8(codes, weight, KernelMap(table, n), backend="triton")
+    expected = codes[-1000:].double() @ weight.view(16, c).double().t()
+    assert torch.equal(found, expected.int())
