@@ -10,6 +10,7 @@ the sum, `3 * K * 2**-24 * Σ |x| |w|`, and one rounding to the dtype of the res
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -143,13 +144,8 @@ def _convolve(
             C_OUT=c_out,
             MIRRORED=mirrored,
             HAS_BIAS=bias is not None,
-            PRECISION=_PRECISION,
             BLOCK_M=tile.rows,
-            BLOCK_N=tile.columns,
-            BLOCK_C=tile.channels,
-            TAPS_PER_STEP=tile.taps,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **_compiled_with(tile),
         )
     return out
 
@@ -182,16 +178,24 @@ def _weight_grad(
             TAPS=taps,
             C_IN=c_in,
             C_OUT=c_out,
-            PRECISION=_PRECISION,
             BLOCK_R=tile.rows,
-            BLOCK_N=tile.columns,
-            BLOCK_C=tile.channels,
-            TAPS_PER_STEP=tile.taps,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **_compiled_with(tile),
         )
     total = parts[0] if n_parts == 1 else parts.sum(0)
     return total.to(features.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _compiled_with(tile: Tile) -> dict[str, Any]:
+    """What both kernels are compiled with."""
+    return {
+        "PRECISION": _PRECISION,
+        "BLOCK_N": tile.columns,
+        "BLOCK_C": tile.channels,
+        "TAPS_PER_STEP": tile.taps,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
 
 
 def _rows_per_part(n_out: int, programs_per_part: int, step: int) -> int:
