@@ -14,6 +14,7 @@ venv=$repo_root/.venv
 venv_python=$venv/bin/python
 install_log=$venv/install.log
 tested_torch=2.13.0
+tested_triton=3.6.0
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
@@ -82,7 +83,7 @@ no_connection='NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout
 explain_failed_install() {
   tail -n 8 "$install_log" | sed 's/^/  | /' >&2
   if grep -qE 'No space left' "$install_log"; then
-    fail "the disk is full: an environment takes about 2 GB, with a CUDA build of torch 8 GB"
+    fail "the disk is full: an environment takes about 2.5 GB, with a CUDA build of torch 8 GB"
   elif grep -qE "$no_connection|No matching distribution" "$install_log"; then
     fail "a package could not be fetched: check the network, or point pip to a mirror with" \
       "PIP_INDEX_URL=https://...; the whole log: $install_log"
@@ -157,6 +158,9 @@ make_venv() {
   install_torch || explain_failed_install
   # torch and what it runs on stay as chosen, whatever the other packages would prefer.
   "$venv_python" -m pip freeze | grep -E '^torch==' >"$venv/constraints.txt" || explain_failed_install
+  # A CUDA build brings the Triton that it was made for; without one, the tests take this one.
+  "$venv_python" -m pip freeze | grep -E '^triton==' >>"$venv/constraints.txt" ||
+    printf 'triton==%s\n' "$tested_triton" >>"$venv/constraints.txt"
   printf '%s\n' "${PYTHON:-$base}" "${VOXELQUANT_TORCH:-auto}" "$repo_root" >"$venv/made-with"
 }
 

@@ -7,6 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Without a GPU the kernels run in Triton's interpreter, which must be chosen before Triton is
+# imported; importing torch does not import it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # A slow machine is not a failure.
 settings.register_profile("voxelquant", database=None, deadline=None)
 settings.load_profile("voxelquant")

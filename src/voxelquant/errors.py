@@ -38,6 +38,10 @@ class GeometryError(BadInputError):
     """Coordinates, shapes or conv parameters that do not fit together."""
 
 
+class BackendError(BadInputError):
+    """The chosen execution of the sparse ops does not run these operands on this machine."""
+
+
 class CalibrationError(BadInputError):
     """A range was read before it was calibrated, or calibration saw unusable data."""
 

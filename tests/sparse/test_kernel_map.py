@@ -42,6 +42,29 @@ def test_transposed_swaps_every_pair_and_returns_to_the_same_map(strided: Kernel
     assert back.transposed() is strided
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ConvGeometry((3, 3, 3), subm=True),
+        ConvGeometry((3, 1, 5), dilation=(1, 2, 1), subm=True),
+        ConvGeometry((1, 1, 1), subm=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n", [0, 1, 90])
+def test_a_submanifold_map_read_backwards_is_its_transpose(geometry: ConvGeometry, n: int) -> None:
+    kernel_map, _ = build_kernel_map(random_sites(n, SHAPE, [0, 1]), SHAPE, 2, geometry)
+    assert kernel_map.mirrored
+    searched = KernelMap(kernel_map.table, n).transposed()  # knows nothing of the symmetry
+    assert torch.equal(kernel_map.transposed().table, searched.table)
+    assert kernel_map.transposed().mirrored
+
+
+def test_a_strided_map_read_backwards_is_not_its_transpose(strided: KernelMap) -> None:
+    assert not strided.mirrored
+    assert not strided.transposed().mirrored
+
+
 def test_transposed_map_outlives_its_origin(strided: KernelMap) -> None:
     table = strided.table.clone()
     lone = KernelMap(table, strided.n_in).transposed()

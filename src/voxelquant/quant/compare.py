@@ -199,8 +199,9 @@ def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
 
     Both start from the same codes. The fake-quant convolution rounds two factors, a product and a
     sum for each of `K = k * c_in` terms (Higham 2002, section 3.1), the integer one four times in
-    all; a few more units cover this bound's own rounding. Of an fp8 engine the law asks for float32
-    sums in whatever order, another `K` roundings.
+    all; a few more units cover this bound's own rounding. On a GPU products are split and sums
+    truncated: `sparse/backends/triton/conv.py` derives its `3 * K + 12` units. Of an fp8 engine the
+    law asks for float32 sums in whatever order, another `K` roundings.
 
     Returns:
         `[m, c_out]`.
@@ -213,8 +214,9 @@ def _rounding_bound(conv: QuantSparseConvBase, x: SparseTensor) -> Tensor:
     if conv.bias is not None:
         reach = reach + conv.bias.abs()
     terms = conv.geometry.taps * conv.in_channels
-    sums = 2 if conv.precision.compute == "fp8" else 1
-    return reach * ((sums * terms + 16) * _ROUNDOFF)
+    fake_quant_units = 3 * terms + 12 if reach.is_cuda else terms
+    engine_units = terms if conv.precision.compute == "fp8" else 0
+    return reach * ((fake_quant_units + engine_units + 16) * _ROUNDOFF)
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Sparse tensors and convolutions: voxels, never cars."""
 
+from voxelquant.sparse.backends.choice import BackendChoice, choose_backend, use_backend
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.convolution import Convolution
 from voxelquant.sparse.functional import (
@@ -39,6 +40,7 @@ from voxelquant.sparse.voxelize_dynamic import voxelize_batch_dynamic
 __all__ = [
     "BATCHNORMS",
     "ActiveSites",
+    "BackendChoice",
     "ConvGeometry",
     "Convolution",
     "CoupledConv",
@@ -61,6 +63,7 @@ __all__ = [
     "build_kernel_map",
     "builds_own_tensors",
     "check_same_sites",
+    "choose_backend",
     "convolution_of",
     "is_sparse_tensor",
     "require_convolution",
@@ -70,6 +73,7 @@ __all__ = [
     "sparse_conv_fp16",
     "sparse_conv_int8",
     "trace_sparse_graph",
+    "use_backend",
     "voxelize",
     "voxelize_batch",
     "voxelize_batch_dynamic",

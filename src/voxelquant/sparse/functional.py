@@ -7,11 +7,17 @@ from torch import Tensor
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends import reference
+from voxelquant.sparse.backends.choice import BackendChoice, choose_backend
 from voxelquant.sparse.kernel_map import KernelMap
 
 
 def sparse_conv(
-    features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
+    features: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    bias: Tensor | None = None,
+    *,
+    backend: BackendChoice | None = None,
 ) -> Tensor:
     """Sparse convolution with autograd, under `torch.autocast` in its dtype.
 
@@ -20,37 +26,57 @@ def sparse_conv(
         weight: `[c_out, kz, ky, kx, c_in]` of the same dtype.
         kernel_map: pairs of the convolution.
         bias: `[c_out]` or None.
+        backend: what computes it; default: that of the enclosing `use_backend`, else `auto`.
 
     Returns:
         `[m, c_out]` of the dtype of `features`.
 
     Raises:
         GeometryError: rows, channels or taps do not fit together.
+        BackendError: the backend that was named does not run these operands.
     """
     _check_shapes(features, weight, kernel_map)
     features, weight = _autocast(features), _autocast(weight)
-    out = reference.sparse_conv(features, weight.flatten(1, 3), kernel_map)
+    taps = weight.flatten(1, 3)
+    if choose_backend(features.dtype, features.device, backend) == "triton":
+        from voxelquant.sparse.backends.triton import conv  # not before it is used
+
+        return conv.sparse_conv(features, taps, kernel_map, bias)
+    out = reference.sparse_conv(features, taps, kernel_map)
     return out if bias is None else out + bias.to(out.dtype)
 
 
-def sparse_conv_int8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> Tensor:
+def sparse_conv_int8(
+    codes: Tensor,
+    weight_q: Tensor,
+    kernel_map: KernelMap,
+    *,
+    backend: BackendChoice | None = None,
+) -> Tensor:
     """Integer sparse convolution, exact.
 
     Args:
         codes: `[n, c_in]` int8.
         weight_q: `[c_out, kz, ky, kx, c_in]` int8.
         kernel_map: pairs of the convolution.
+        backend: what computes it; default: that of the enclosing `use_backend`, else `auto`.
 
     Returns:
         `[m, c_out]` int32 accumulators.
 
     Raises:
         GeometryError: rows, channels, taps or dtypes do not fit together.
+        BackendError: the backend that was named does not run these operands.
     """
     if codes.dtype != torch.int8 or weight_q.dtype != torch.int8:
         raise GeometryError(f"got {codes.dtype} codes and {weight_q.dtype} weights, need int8")
     _check_shapes(codes, weight_q, kernel_map)
-    return reference.sparse_conv_int8(codes, weight_q.flatten(1, 3), kernel_map)
+    taps = weight_q.flatten(1, 3)
+    if choose_backend(torch.int8, codes.device, backend) == "triton":
+        from voxelquant.sparse.backends.triton import conv  # not before it is used
+
+        return conv.sparse_conv_int8(codes, taps, kernel_map)
+    return reference.sparse_conv_int8(codes, taps, kernel_map)
 
 
 def sparse_conv_fp8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> Tensor:

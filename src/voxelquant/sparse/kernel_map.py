@@ -43,12 +43,23 @@ class KernelMap:
         n_in: number of input sites, `n`.
         identity_tap: the tap that joins every row with itself, if there is one: the centre of a
             submanifold kernel. Executions need neither gather nor scatter for it.
+        mirrored: whether the table with its taps reversed is the transposed table. It is for a
+            submanifold kernel, which is centred: where `a` reads `b` through a tap, `b` reads `a`
+            through the tap on the other side of the centre.
     """
 
-    def __init__(self, table: Tensor, n_in: int, identity_tap: int | None = None) -> None:
+    def __init__(
+        self,
+        table: Tensor,
+        n_in: int,
+        identity_tap: int | None = None,
+        *,
+        mirrored: bool = False,
+    ) -> None:
         self.table = table
         self.n_in = n_in
         self.identity_tap = identity_tap
+        self.mirrored = mirrored
         self._pairs: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
         self._chunks: dict[int, tuple[OutputChunk, ...]] = {}  # by rows in a chunk
         self._neighbour_rows: Tensor | None = None
@@ -112,10 +123,17 @@ class KernelMap:
         if origin is not None:
             return origin
         if self._transposed is None:
-            table = _transpose_table(self.table, self.n_in)
-            self._transposed = KernelMap(table, self.n_out, self.identity_tap)
+            table = self._transposed_table()
+            self._transposed = KernelMap(
+                table, self.n_out, self.identity_tap, mirrored=self.mirrored
+            )
             self._transposed._origin = weakref.ref(self)
         return self._transposed
+
+    def _transposed_table(self) -> Tensor:
+        if self.mirrored:
+            return self.table.flip(0)
+        return _transpose_table(self.table, self.n_in)
 
     def _all_pairs(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         if self._pairs is None:

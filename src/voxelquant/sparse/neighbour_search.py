@@ -38,7 +38,8 @@ def build_kernel_map(
     """
     if geometry.subm:
         table = _submanifold_table(coords_bzyx, spatial_shape, batch_size, geometry)
-        return KernelMap(table, coords_bzyx.shape[0], geometry.taps // 2), coords_bzyx
+        centre = geometry.taps // 2
+        return KernelMap(table, coords_bzyx.shape[0], centre, mirrored=True), coords_bzyx
     return _strided_map(coords_bzyx, spatial_shape, batch_size, geometry)
 
 
@@ -56,12 +57,14 @@ def _submanifold_table(
     n_cells = batch_size * size_z * size_y * size_x + 2 * largest
     b, z, y, x = coords_bzyx.to(_key_dtype(n_cells)).unbind(1)
     keys = ((b * size_z + z) * size_y + y) * size_x + x + largest
-    dz, dy, dx = geometry.dilation
-    steps = [(dz * tz * size_y + dy * ty) * size_x + dx * tx for tz, ty, tx in geometry.tap_offsets]
-    # The first tap is at -padding, which `largest` cancels.
-    neighbours = torch.tensor(steps, dtype=keys.dtype, device=keys.device)[:, None] + (
-        keys - largest
+    # Made where the keys are: a list from the host would make a GPU and its queue wait.
+    dz, dy, dx = (
+        d * torch.arange(k, dtype=keys.dtype, device=keys.device)
+        for d, k in zip(geometry.dilation, geometry.kernel_size, strict=True)
     )
+    steps = (dz[:, None, None] * size_y + dy[:, None]) * size_x + dx
+    # The first tap is at -padding, which `largest` cancels.
+    neighbours = steps.view(-1, 1) + (keys - largest)
     return _CellTable(keys, n_cells).rows_of(neighbours.view(-1)).view(geometry.taps, n)
 
 

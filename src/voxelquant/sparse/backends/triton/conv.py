@@ -1,0 +1,209 @@
+"""Sparse convolution over the table of a kernel map, with autograd: float32, half and int8.
+
+Error of a float32 result: operands are split into two tf32 halves of 11 bits each, so that a
+product errs by at most `3 * 2**-22` of itself (the rest of either operand, and the product of both
+lower halves); a tensor core may truncate where it adds, `2**-23` of the partial sum for each term,
+and every step of the loop rounds one sum more. Over `K = k * c_in` terms that is at most
+`(3 * K + 12) * 2**-24 * Σ |x| |w|`. Products of half-precision operands are exact; what is left is
+the sum, `3 * K * 2**-24 * Σ |x| |w|`, and one rounding to the dtype of the result, after the bias.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from voxelquant.sparse.backends.triton.conv_kernels import conv_kernel, weight_grad_kernel
+from voxelquant.sparse.backends.triton.conv_tiles import GemmShape, Tile, tile_of
+from voxelquant.sparse.kernel_map import KernelMap
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+# Whether the kernels run in Triton's interpreter; decided when they were imported.
+INTERPRETED = not isinstance(conv_kernel, triton.JITFunction)
+_PRECISION = "tf32x3"
+# Programs that the gradient of a weight is shared out to: four for each of 132 multiprocessors. A
+# constant, so that the order of its sum is the same on every device.
+_GRAD_PROGRAMS = 4 * 132
+
+
+def supports(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
+    """Whether these kernels run, and if not, what is needed."""
+    if dtype not in DTYPES:
+        return False, f"no kernel for {dtype}, need {', '.join(str(d) for d in DTYPES)}"
+    if INTERPRETED:
+        return True, "runs in Triton's interpreter"
+    if device.type != "cuda":
+        return False, "need a CUDA device, or TRITON_INTERPRET=1 before Triton is imported"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False, f"need compute capability 8.0, {torch.cuda.get_device_name(device)} is older"
+    return True, "CUDA device"
+
+
+def sparse_conv(
+    features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
+) -> Tensor:
+    """Convolution accumulated in float32 and rounded once, bias included.
+
+    Args:
+        features: `[n, c_in]` float32, float16 or bfloat16.
+        weight: `[c_out, k, c_in]` of the same dtype.
+        kernel_map: pairs of the convolution.
+        bias: `[c_out]` float, of any dtype, or None.
+
+    Returns:
+        `[m, c_out]` of the dtype of `features`.
+    """
+    if INTERPRETED and features.dtype == torch.bfloat16:
+        # The interpreter multiplies the bits of bfloat16 as integers, and truncates on conversion.
+        return sparse_conv(features.float(), weight.float(), kernel_map, bias).bfloat16()
+    out: Tensor = _SparseConv.apply(features, weight, bias, kernel_map)
+    return out
+
+
+def sparse_conv_int8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> Tensor:
+    """Integer convolution, exact while accumulators fit int32.
+
+    Args:
+        codes: `[n, c_in]` int8.
+        weight_q: `[c_out, k, c_in]` int8.
+        kernel_map: pairs of the convolution.
+
+    Returns:
+        `[m, c_out]` int32.
+    """
+    return _convolve(codes, weight_q, kernel_map, out_dtype=torch.int32)
+
+
+class _SparseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
+    ) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.kernel_map = kernel_map
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _convolve(features, weight, kernel_map, bias=bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+        grad_out = grad_outputs[0].contiguous()
+        kernel_map: KernelMap = ctx.kernel_map
+        grad_features = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            turned = weight.permute(2, 1, 0)  # [c_in, k, c_out]
+            if kernel_map.mirrored:
+                # The transposed map is this one with its taps reversed: no second table.
+                grad_features = _convolve(grad_out, turned, kernel_map, mirrored=True)
+            else:
+                grad_features = _convolve(grad_out, turned, kernel_map.transposed())
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_grad(features, grad_out, kernel_map)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_out.sum(0, dtype=ctx.bias_dtype)
+        return grad_features, grad_weight, grad_bias, None
+
+
+def _convolve(
+    features: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    *,
+    bias: Tensor | None = None,
+    mirrored: bool = False,
+    out_dtype: torch.dtype | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """`[m, c_out]`; `mirrored` reads the weight `[c_out, k, c_in]` with its taps reversed."""
+    features, weight = features.contiguous(), weight.contiguous()
+    c_out, taps, c_in = weight.shape
+    n_in, n_out = kernel_map.n_in, kernel_map.n_out
+    out = features.new_empty((n_out, c_out), dtype=out_dtype)
+    if tile is None:
+        tile = tile_of(GemmShape("conv", features.dtype, c_in, c_out, taps))
+    programs = -(-n_out // tile.rows) * -(-c_out // tile.columns)
+    if programs == 0:
+        return out
+    with torch.cuda.device_of(features):
+        conv_kernel[(programs,)](
+            features,
+            weight,
+            weight if bias is None else bias,
+            kernel_map.table,
+            out,
+            n_in,
+            n_out,
+            TAPS=taps,
+            C_IN=c_in,
+            C_OUT=c_out,
+            MIRRORED=mirrored,
+            HAS_BIAS=bias is not None,
+            BLOCK_M=tile.rows,
+            **_compiled_with(tile),
+        )
+    return out
+
+
+def _weight_grad(
+    features: Tensor, grad_out: Tensor, kernel_map: KernelMap, *, tile: Tile | None = None
+) -> Tensor:
+    """`[c_out, k, c_in]` of the dtype of `features`."""
+    features = features.contiguous()
+    c_in, c_out, taps = features.shape[1], grad_out.shape[1], kernel_map.taps
+    n_out = kernel_map.n_out
+    if tile is None:
+        tile = tile_of(GemmShape("weight_grad", features.dtype, c_in, c_out, taps))
+    tap_groups = -(-taps // tile.taps)
+    blocks = -(-c_in // tile.channels) * -(-c_out // tile.columns)
+    rows_per_part = _rows_per_part(n_out, tap_groups * blocks, tile.rows)
+    n_parts = -(-n_out // rows_per_part)
+    if n_parts == 0:
+        return features.new_zeros((c_out, taps, c_in))
+    parts = features.new_empty((n_parts, c_out, taps, c_in), dtype=torch.float32)
+    with torch.cuda.device_of(features):
+        weight_grad_kernel[(tap_groups, n_parts, blocks)](
+            features,
+            grad_out,
+            kernel_map.table,
+            parts,
+            kernel_map.n_in,
+            n_out,
+            rows_per_part,
+            TAPS=taps,
+            C_IN=c_in,
+            C_OUT=c_out,
+            BLOCK_R=tile.rows,
+            **_compiled_with(tile),
+        )
+    total = parts[0] if n_parts == 1 else parts.sum(0)
+    return total.to(features.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _compiled_with(tile: Tile) -> dict[str, Any]:
+    """What both kernels are compiled with."""
+    return {
+        "PRECISION": _PRECISION,
+        "BLOCK_N": tile.columns,
+        "BLOCK_C": tile.channels,
+        "TAPS_PER_STEP": tile.taps,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _rows_per_part(n_out: int, programs_per_part: int, step: int) -> int:
+    """Rows that one program sums, a multiple of `step` and at least four steps.
+
+    >>> _rows_per_part(100_000, 4, 64)
+    768
+    """
+    parts = max(_GRAD_PROGRAMS // programs_per_part, 1)
+    steps = -(-n_out // (parts * step))
+    return max(steps, 4) * step
