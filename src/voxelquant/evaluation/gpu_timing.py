@@ -6,6 +6,7 @@ memset ran: overlapping ones count once.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +79,7 @@ def measure_busy(run: Callable[[], object], *, repeats: int = 20) -> BusyTime | 
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events() or ()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ]
     if not spans:
         return None
@@ -152,7 +153,7 @@ def _gpu_pass(steps: Sequence[Callable[[], object]]) -> list[float]:
         step()
         mark.record()
     torch.cuda.synchronize()
-    return [begin.elapsed_time(end) for begin, end in zip(marks, marks[1:], strict=False)]
+    return [begin.elapsed_time(end) for begin, end in itertools.pairwise(marks)]
 
 
 def _event() -> torch.cuda.Event:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, DatasetError
+from voxelquant.numerics import round_to_float16
 from voxelquant.recipes.frame_files import read_npz_arrays
 from voxelquant.sparse import SparseTensor, Triple
 
@@ -28,9 +30,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class BenchFrame:
     """Voxels of one frame or a batch of frames.
 
+    Every engine rounds its input to fp16, so features hold fp16 values from the start.
+
     Attributes:
         name: where they come from, in words.
-        features: `[n, c]` float32.
+        features: `[n, c]` float32 holding fp16 values.
         coords_bzyx: `[n, 4]` int32.
         spatial_shape: grid (z, y, x).
         batch_size: frames.
@@ -84,7 +88,7 @@ def read_voxel_frame(path: Path, channels: int, spatial_shape: Triple) -> BenchF
         raise DatasetError(f"{path}: got a batch of {batch_size} frames, need one")
     frame = BenchFrame(
         path.name,
-        torch.from_numpy(features.astype(np.float32)),
+        round_to_float16(torch.from_numpy(features.astype(np.float32))),
         torch.from_numpy(coords.astype(np.int32)),
         spatial_shape,
     )
@@ -99,7 +103,7 @@ def voxelize_frame(detector: CenterPoint, points: Tensor, name: str) -> BenchFra
         DatasetError: the cloud has other columns, or no point inside the range.
     """
     x = detector.read_clouds([points])
-    return BenchFrame(name, x.features, x.coords_bzyx, x.spatial_shape)
+    return BenchFrame(name, round_to_float16(x.features), x.coords_bzyx, x.spatial_shape)
 
 
 def resize_frame(frame: BenchFrame, count: int) -> BenchFrame:
@@ -140,9 +144,7 @@ def batch_of(frame: BenchFrame, batch_size: int) -> BenchFrame:
         coords[:, 0] = index
         parts.append(coords)
     features = frame.features.repeat(batch_size, 1)
-    return replace(
-        frame, features=features, coords_bzyx=torch.cat(parts), batch_size=batch_size
-    )
+    return replace(frame, features=features, coords_bzyx=torch.cat(parts), batch_size=batch_size)
 
 
 def read_voxel_counts(path: Path) -> dict[str, int]:
@@ -165,25 +167,28 @@ def read_voxel_counts(path: Path) -> dict[str, int]:
         raise DatasetError(f"{path}: got {len(counts)} counts, need some, all positive")
     values = np.quantile(counts, QUANTILES).round().astype(int).tolist()
     names = (f"p{round(100 * q)}" for q in QUANTILES)
-    return {"smallest": min(counts), **dict(zip(names, values, strict=True)), "largest": max(counts)}
+    return {
+        "smallest": min(counts),
+        **dict(zip(names, values, strict=True)),
+        "largest": max(counts),
+    }
 
 
 def _mirrors(spatial_shape: Triple) -> list[Callable[[Tensor], Tensor]]:
     """Symmetries of the ground plane, the identity first: eight of a square, else four."""
     _, size_y, size_x = spatial_shape
 
-    def mirror(coords: Tensor, flip_y: bool, flip_x: bool, swap: bool) -> Tensor:
+    def mirror(flip_y: bool, flip_x: bool, swap: bool, coords: Tensor) -> Tensor:
         b, z, y, x = coords.unbind(1)
         y, x = (size_y - 1 - y if flip_y else y), (size_x - 1 - x if flip_x else x)
         return torch.stack([b, z, x, y] if swap else [b, z, y, x], 1)
 
-    choices = [
-        (flip_y, flip_x, swap)
+    return [
+        partial(mirror, flip_y, flip_x, swap)
         for swap in ((False, True) if size_y == size_x else (False,))
         for flip_y in (False, True)
         for flip_x in (False, True)
     ]
-    return [lambda coords, choice=choice: mirror(coords, *choice) for choice in choices]
 
 
 def _by_azimuth(coords: Tensor, spatial_shape: Triple) -> Tensor:

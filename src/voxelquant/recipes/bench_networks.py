@@ -7,7 +7,6 @@ something serve here, and the result says so.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -67,15 +66,21 @@ Planner = Callable[[nn.Module, BenchFrame, int], Plan]
 
 @dataclass(frozen=True)
 class Networks:
-    """One backbone in float and lowered.
+    """One backbone in one precision.
 
     Attributes:
-        engine: integer modules that run on the reference backend.
-        fake: the fake-quant model that it was lowered from.
+        fake: the calibrated fake-quant model.
+        reference: lowered to the reference backend, the truth of a gate.
     """
 
-    engine: nn.Module
     fake: nn.Module
+    reference: nn.Module
+
+    def expected(self, frame: BenchFrame) -> Tensor:
+        """Dense map `[b, c * z, y, x]` float16 that a plan has to give."""
+        with torch.no_grad():
+            dense: Tensor = self.reference(frame.sparse())
+        return dense.half()
 
 
 def plan_on_gpu(engine: nn.Module, frame: BenchFrame, max_voxels: int) -> Plan:
@@ -105,8 +110,10 @@ def make_backbone(config: DetectorConfig, seed: int, device: str) -> nn.Module:
             if isinstance(module, nn.BatchNorm1d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.3)
-                nn.init.normal_(module.running_mean, std=0.1)
-                nn.init.uniform_(module.running_var, 0.3, 1.0)
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0.0, 0.1)
+                module.running_var.uniform_(0.3, 1.0)
     return backbone.to(device).eval()
 
 
@@ -122,10 +129,10 @@ def lower_network(backbone: nn.Module, precision: str, frame: BenchFrame) -> Net
     Raises:
         BadInputError: the frame or the weights cannot be quantized.
     """
-    with torch.no_grad(), _quiet():
+    with torch.no_grad():
         fake = quantize(backbone, RECIPES[precision], example=frame.sparse())
         calibrate(fake, [frame.sparse()])
-        return Networks(lower(fake, backend="reference"), fake)
+        return Networks(fake, lower(fake, backend="reference"))
 
 
 def on_lattice(backbone: nn.Module, frame: BenchFrame) -> tuple[nn.Module, BenchFrame]:
@@ -172,8 +179,8 @@ def require_gpu_engine() -> None:
     """
     if not torch.cuda.is_available():
         raise BadInputError(
-            "got a machine without a GPU that torch sees, need an NVIDIA GPU for the engine that is "
-            "measured; `--device cpu` times the reference backend instead"
+            "got a machine without a GPU that torch sees, need an NVIDIA GPU for the engine that "
+            "is measured; `--device cpu` times the reference backend instead"
         )
     try:
         import_module("triton")
@@ -181,15 +188,3 @@ def require_gpu_engine() -> None:
         raise BadInputError(
             f"got no Triton ({error}), need it for the GPU engine; install the CUDA build of torch"
         ) from error
-
-
-class _quiet:
-    """Inside, quantization does not log."""
-
-    def __enter__(self) -> None:
-        self.logger = logging.getLogger("voxelquant")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
-        self.logger.setLevel(self.level)

@@ -103,9 +103,7 @@ def read_npz_arrays(path: Path, shapes: Mapping[str, str]) -> list[NDArray[Any]]
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             absent = next((name for name in shapes if name not in stored.files), None)
             if absent is not None:
-                raise DatasetError(
-                    f"{path}: got no array `{absent}`, need one of {shapes[absent]}"
-                )
+                raise DatasetError(f"{path}: got no array `{absent}`, need one of {shapes[absent]}")
             return [stored[name] for name in shapes]
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
