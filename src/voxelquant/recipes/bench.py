@@ -47,6 +47,8 @@ GPU_EFFORT, CPU_EFFORT = Effort(20, 200), Effort(1, 5)
 SMALLEST_GROWTH = 10_000
 # Without counts of a dataset: what nuScenes' validation frames span, in round numbers.
 ROUND_GROWTH = (10_000, 40_000, 80_000, 110_000, 135_000)
+# A made frame is not grown beyond: its mirrored copies overlap ever more.
+_MOST_GROWTH = 2
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,22 @@ def choose_frames(request: BenchRequest, detector: CenterPoint, device: str) -> 
     """
     parts = request.parts or ()
     cloud = _voxelized_cloud(request, detector)
-    single = _single_frame(request, detector, cloud)
+    whole = _whole_frame(request, detector, cloud)
+    single = _single_frame(request, whole)
     batch = batch_of(single, BATCH_SIZE).to(device) if "throughput" in parts else None
     growth = {}
     if "scaling" in parts:
-        for name, count in _growth_counts(request).items():
-            growth[name] = resize_frame(single, count).to(device)
+        for name, count in _growth_counts(request, len(whole)).items():
+            growth[name] = resize_frame(whole, count).to(device)
     keep_cloud = cloud.to(device) if "cloud" in parts else None
-    return BenchFrames(single.to(device), batch, growth, keep_cloud)
+    frames = BenchFrames(single.to(device), batch, growth, keep_cloud)
+    for name, frame in frames.of_one.items():
+        if request.on_gpu and len(frame) > request.max_voxels:
+            raise BadInputError(
+                f"{name}: got {len(frame)} voxels for plans of at most {request.max_voxels}; "
+                f"ask for --max-voxels {len(frame)}"
+            )
+    return frames
 
 
 def _choose_device(request: BenchRequest, planner: Planner | None) -> str:
@@ -196,24 +206,30 @@ def _voxelized_cloud(request: BenchRequest, detector: CenterPoint) -> BenchFrame
     return voxelize_frame(detector, points, "synthetic cloud")
 
 
-def _single_frame(request: BenchRequest, detector: CenterPoint, cloud: BenchFrame) -> BenchFrame:
+def _whole_frame(request: BenchRequest, detector: CenterPoint, cloud: BenchFrame) -> BenchFrame:
     if request.frame is not None:
         channels = detector.config.backbone.in_channels
-        frame = read_voxel_frame(request.frame, channels, cloud.spatial_shape)
-        return frame if request.voxels is None else resize_frame(frame, request.voxels)
-    made = cloud
+        return read_voxel_frame(request.frame, channels, cloud.spatial_shape)
     if request.cloud is not None:
         points = choose_cloud(detector.config, FrameChoice())
-        made = voxelize_frame(detector, points, "")
-    made = replace(made, name="synthetic frame")
-    voxels = request.voxels or (GPU_VOXELS if request.on_gpu else min(CPU_VOXELS, len(made)))
-    return resize_frame(made, voxels)
+        return voxelize_frame(detector, points, "synthetic frame")
+    return replace(cloud, name="synthetic frame")
 
 
-def _growth_counts(request: BenchRequest) -> dict[str, int]:
-    if request.counts is None:
-        return {f"{count}": count for count in ROUND_GROWTH}
-    return {"10 k": SMALLEST_GROWTH, **read_voxel_counts(request.counts)}
+def _single_frame(request: BenchRequest, whole: BenchFrame) -> BenchFrame:
+    if request.voxels is not None:
+        return resize_frame(whole, request.voxels)
+    if request.frame is not None:
+        return whole
+    wanted = GPU_VOXELS if request.on_gpu else CPU_VOXELS
+    return resize_frame(whole, min(wanted, _MOST_GROWTH * len(whole)))
+
+
+def _growth_counts(request: BenchRequest, voxels: int) -> dict[str, int]:
+    if request.counts is not None:
+        return {"10 k": SMALLEST_GROWTH, **read_voxel_counts(request.counts)}
+    reachable = [count for count in ROUND_GROWTH if count <= _MOST_GROWTH * voxels]
+    return {f"{count:,}": count for count in reachable or [max(1, voxels // 2), voxels]}
 
 
 def _measure_precisions(

@@ -31,7 +31,7 @@ def print_bench(result: BenchResult, folder: Path, console: Console | None = Non
 def times_table(result: BenchResult) -> Table:
     """One row an engine: one frame, a batch, memory; what was measured of none is left out."""
     name, voxels = result.frame
-    table = Table(title=f"Sparse backbone, {name}, {voxels:,} voxels, in ms (executed)")
+    table = Table(title=f"{name}, {voxels:,} voxels, ms (executed)")
     rows = {label: _times(engine) for label, engine in result.engines.items()}
     columns = [
         c for c in next(iter(rows.values())) if any(row[c] != _ABSENT for row in rows.values())
@@ -64,7 +64,7 @@ def stage_table(result: BenchResult) -> Table:
 def growth_table(result: BenchResult) -> Table:
     """One row a number of voxels."""
     engines = {name: engine for name, engine in result.engines.items() if engine.growth}
-    table = Table(title="One frame over the number of voxels, in ms (wall)")
+    table = Table(title="Over the number of voxels, ms (wall)")
     for column in ("", "voxels", *map(_label, engines)):
         table.add_column(column, justify="right")
     for points in zip(*(engine.growth for engine in engines.values()), strict=True):
