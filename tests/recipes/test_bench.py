@@ -12,9 +12,10 @@ from torch import Tensor
 
 from small_detector import write_config
 from voxelquant.detection.config import load_config
+from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, GateError
 from voxelquant.recipes import bench_networks
-from voxelquant.recipes.bench import BenchRequest, run_bench
+from voxelquant.recipes.bench import BenchRequest, choose_frames, run_bench
 from voxelquant.recipes.bench_frames import BenchFrame
 from voxelquant.recipes.bench_measure import StageBreakdown, StageTiming
 from voxelquant.recipes.bench_networks import lower_network, make_backbone, on_lattice
@@ -197,3 +198,31 @@ def test_kinds_of_stages_are_summed() -> None:
 def test_precisions_are_known(request_: BenchRequest) -> None:
     with pytest.raises(BadInputError, match=r"got precisions \['int2'\]"):
         measured(replace(request_, precisions=("int2",)))
+
+
+def test_the_gpu_engine_is_asked_by_its_contract(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import voxelquant.quant
+
+    asked: dict[str, Any] = {}
+
+    def plan_network(engine: Any, **options: Any) -> str:
+        asked.update(options, engine=engine)
+        return "a plan"
+
+    monkeypatch.setattr(voxelquant.quant, "plan_network", plan_network, raising=False)
+    frame = some_frame(config)
+    engine = torch.nn.Identity()
+    assert bench_networks.plan_on_gpu(engine, frame, 7000) == "a plan"
+    assert asked == {
+        "engine": engine, "spatial_shape": (41, 136, 136), "in_channels": 5, "batch_size": 1,
+        "max_voxels": 7000, "device": "cpu",
+    }  # fmt: skip
+
+
+def test_a_frame_beyond_the_bound_is_refused_before_any_work(request_: BenchRequest) -> None:
+    request = replace(request_, device="cuda", max_voxels=300)
+    detector = CenterPoint(load_config(request.config))
+    with pytest.raises(BadInputError, match=r"400 voxels for plans of at most 300; .*--max-voxels"):
+        choose_frames(request, detector, "cpu")

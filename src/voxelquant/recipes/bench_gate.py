@@ -12,7 +12,7 @@ from voxelquant.numerics import relative_l2, sqnr_db
 
 # Two fp16 executions of one network sum in different orders and part where a sum falls on two sides
 # of a tie. One unit in the last place in every value of one layer is 63 dB; the reference itself,
-# summed by taps and by columns, is 70 dB apart on the benchmark frame.
+# summed in two orders, is 70 dB apart on a real frame (`benchmarks/summation_order.py`).
 FP16_SQNR_DB, FP16_RELATIVE_L2 = 55.0, 1.8e-3
 # A foreign engine may sum in fp16 and round between convolution, sum and activation.
 PEER_SQNR_DB, PEER_RELATIVE_L2 = 40.0, 1e-2

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.errors import GateError
+from voxelquant.evaluation.gpu_memory import measure_memory
 from voxelquant.evaluation.latency import measure_latency
 from voxelquant.recipes.bench_frames import BenchFrame
 from voxelquant.recipes.bench_gate import GateCheck, require_peer
-from voxelquant.recipes.bench_measure import Effort, measure_call
+from voxelquant.recipes.bench_measure import Effort, PlanMemory, measure_call
 from voxelquant.recipes.bench_plans import BenchFrames
 from voxelquant.recipes.bench_result import EngineResult, Point
 from voxelquant.recipes.progress import StageReporter
@@ -78,7 +79,19 @@ class PeerBench:
                 self._time(peer, frame, less, name) for name, frame in frames.growth.items()
             )
             cloud = None if frames.cloud is None else self._time(peer, frames.cloud, less)
-        return EngineResult(str(best), latency, throughput, growth, cloud)
+            memory = self._memory(peer)
+        return EngineResult(str(best), latency, throughput, growth, cloud, memory=memory)
+
+    def _memory(self, peer: SpconvPeer) -> PlanMemory:
+        """Weights, and on a GPU what a call on the frame of the latency takes."""
+        frame = self.frames.single
+        weights = sum(p.numel() * p.element_size() for p in peer.parameters())
+        if frame.features.device.type != "cuda":
+            return PlanMemory({"weights": weights})
+        _, calling = measure_memory(peer.call(frame), frame.features.device)
+        return PlanMemory(
+            {"weights": weights}, weights, weights + calling.peak, reserved=calling.reserved
+        )
 
     @property
     def _less(self) -> Effort:
