@@ -14,6 +14,7 @@ COLOURS = {
     "copy": "#9aa7bd",
     "maps": "#46b8ff",
     "conv": "#ffa01e",
+    "pointwise": "#b07be0",
     "densify": "#35d07f",
     "gaps": "#c9d1de",
     "busy": "#ffa01e",
@@ -50,19 +51,22 @@ def draw_time(f: Figures) -> Figure:
     draw_bar(above, "spconv fp16", parts, {"busy": "GPU busy", "idle": "GPU waits for the host"})
     draw_bar(above, "fp16", {"busy": f.backbone_ms.fp16}, {})
     above.set_xlim(0, 1.18 * peer_ms)
-    labels = {**KINDS, "gaps": "gaps"}
+    labelled: set[str] = set()
     measured = [n for n in ("fp16", "int8", "fp8") if f.stages.optional(n)]
     for name in measured:
         stages = f.stages[name]
         parts = {kind: stages.by_kind_ms[kind] for kind in stages.by_kind_ms}
-        draw_bar(below, NAMES[name], {**parts, "gaps": max(0.0, stages.gap_ms)}, labels)
-        labels = {}
+        parts["gaps"] = max(0.0, stages.gap_ms)
+        # Once for each kind: fp16 has no conversions, int8 does.
+        labels = {kind: {**KINDS, "gaps": "gaps"}[kind] for kind in parts.keys() - labelled}
+        draw_bar(below, NAMES[name], parts, labels)
+        labelled |= parts.keys()
     below.set_xlim(0, 1.3 * max(f.stages[name].replay_ms for name in measured))
     below.set_xlabel("ms for one frame; below, the graph alone and magnified", color=INK)
     for axes in (above, below):
         finish(axes)
         axes.invert_yaxis()
-        axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center",
+        axes.legend(frameon=False, fontsize=8, ncols=6, loc="upper center",
                     bbox_to_anchor=(0.5, 1.28), labelcolor=INK)  # fmt: skip
     return figure
 

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 MIB = 2**20
-KINDS = {"copy": "inputs", "maps": "kernel maps", "conv": "convolutions", "densify": "dense map"}
+KINDS = {
+    "copy": "inputs",
+    "maps": "kernel maps",
+    "conv": "convolutions",
+    "pointwise": "sums, conversions",
+    "densify": "dense map",
+}
 NAMES = {"fp16": "fp16", "int8": "int8", "fp8": "fp8", "spconv_fp16": "spconv fp16"}
 
 

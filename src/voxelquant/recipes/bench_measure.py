@@ -111,7 +111,7 @@ def measure_call(
         run: From voxels on the device to the dense map.
         effort: How often.
         device: Where.
-        replay: The part of it without host work, for the time on the device; default: `run`.
+        replay: The part of it without host work, for the time by events; default: `run`.
     """
     device = torch.device(device)
     timing = {"device": device, "warmup": effort.warmup, "repeats": effort.repeats}
@@ -120,7 +120,7 @@ def measure_call(
         return CallTiming(wall)
     cold = measure_latency(run, before=cache_evictor(device), **timing)  # type: ignore[arg-type]
     gpu = measure_events(replay or run, warmup=effort.warmup, repeats=effort.repeats)
-    busy = measure_busy(replay or run, repeats=min(effort.repeats, 20))
+    busy = measure_busy(run, repeats=min(effort.repeats, 20))
     return CallTiming(wall, cold, gpu, busy)
 
 

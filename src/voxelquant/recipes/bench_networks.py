@@ -23,7 +23,7 @@ from voxelquant.recipes.bench_frames import BenchFrame
 
 # The measured precision and the recipe that stands for it; the order of tables.
 RECIPES = {"fp16": "fp16", "int8": "reference", "fp8": "fp8"}
-StageKind = Literal["copy", "maps", "conv", "densify"]
+StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
 
 
 class Stage(Protocol):
