@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxelquant.recipes import bench, bench_networks, spconv_peer
+from voxelquant.recipes import bench, bench_networks, bench_request, spconv_peer
 
 SMALL = ("--device", "cpu", "--repeats", 2)
 
@@ -32,7 +32,7 @@ def test_a_cpu_gets_numbers_of_the_reference(
     counts.write_text("num_voxels\n" + "".join(f"{n}\n" for n in range(200, 1000, 100)))
     files = ("--frame", voxels, "--cloud", frame, "--counts", counts)
     parts = ("--part", "scaling", "--part", "stages", "--part", "cloud")
-    monkeypatch.setattr(bench, "SMALLEST_GROWTH", 300)  # 10,000 of 600 cannot be grown
+    monkeypatch.setattr(bench_request, "SMALLEST_GROWTH", 300)  # 10,000 of 600 cannot be grown
     result = done("bench", config, *SMALL, *files, *parts, "--work-dir", out)
     found = json.loads((out / "result.json").read_text())
     assert found["frame"] == {"name": "voxels.npz", "voxels": 600}

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from small_detector import write_config
-from voxelquant.recipes.bench import BenchRequest, run_bench
+from voxelquant.recipes.bench import run_bench
 from voxelquant.recipes.bench_reference import plan_reference
+from voxelquant.recipes.bench_request import BenchRequest
 from voxelquant.recipes.progress import StageReporter
 
 if not torch.cuda.is_available():

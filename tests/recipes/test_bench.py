@@ -15,11 +15,12 @@ from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, GateError
 from voxelquant.recipes import bench_networks
-from voxelquant.recipes.bench import BenchRequest, choose_frames, run_bench
+from voxelquant.recipes.bench import run_bench
 from voxelquant.recipes.bench_frames import BenchFrame
 from voxelquant.recipes.bench_measure import StageBreakdown, StageTiming
 from voxelquant.recipes.bench_networks import lower_network, make_backbone, on_lattice
 from voxelquant.recipes.bench_reference import ReferencePlan, plan_reference
+from voxelquant.recipes.bench_request import BenchRequest, choose_frames
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.sparse.backends import reference
 

@@ -68,7 +68,8 @@ import click
 @click.option("--commit", help="Of this code, recorded where it is no checkout.")
 def command(parts: tuple[str, ...], **options: object) -> None:
     """Time the sparse backbone of CONFIG in fp16, int8 and fp8, after checking its results."""
-    from voxelquant.recipes.bench import BenchRequest, run_bench
+    from voxelquant.recipes.bench import run_bench
+    from voxelquant.recipes.bench_request import BenchRequest
     from voxelquant.recipes.bench_text import print_bench
     from voxelquant.recipes.progress import StageReporter
 
