@@ -80,7 +80,7 @@ def test_a_missing_spconv_is_one_line(refusal, monkeypatch) -> None:
     def absent(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(bench, "_choose_device", lambda request, planner: "cuda")
+    monkeypatch.setattr(bench, "_choose_device", lambda request, planner: "cuda:0")
     monkeypatch.setattr(spconv_peer, "import_module", absent)
     assert "pip install spconv-cu126==2.3.8" in refusal("bench", "--against", "spconv")
 

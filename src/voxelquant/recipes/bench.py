@@ -6,6 +6,8 @@ nothing is written where a gate fails.
 
 from __future__ import annotations
 
+import torch
+
 from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, GateError
@@ -46,6 +48,8 @@ def run_bench(
     device = _choose_device(request, planner)
     if request.against is not None:
         require_spconv()
+    if device != "cpu":  # clocks and the planned graph are those of the current device
+        torch.cuda.set_device(torch.device(device).index or 0)
     make_work_dir(request.work_dir)
     result = _measure(request, device, reporter, planner)
     write_json_atomic(request.work_dir / RESULT_FILE, result.to_json())
