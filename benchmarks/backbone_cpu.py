@@ -31,14 +31,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from voxelquant.detection.backbone import SparseResidualBlock, SpMiddleResNetFHD
 from voxelquant.detection.config_schema import BackboneConfig
+from voxelquant.detection.detector import CenterPoint
 from voxelquant.evaluation.latency import Latency, measure_latency
 from voxelquant.recipes.artifacts import provenance, to_jsonable, write_json_atomic
+from voxelquant.recipes.bench_frames import (
+    BenchFrame,
+    read_voxel_frame,
+    resize_frame,
+    voxelize_frame,
+)
+from voxelquant.recipes.frame_files import FrameChoice, choose_cloud
 from voxelquant.recipes.machine import usable_cores
 from voxelquant.sparse import (
     ConvGeometry,
@@ -50,28 +57,18 @@ from voxelquant.sparse import (
 from voxelquant.sparse.backends.reference import chunk_rows
 
 SHAPE = (41, 1440, 1440)
+VOXELS = 79_745
 ROOT = Path(__file__).resolve().parents[1]
 REAL_FRAME = ROOT.parent / "shared" / "data" / "nuscenes_voxels_79745.npz"
 
 
-def load_frame(path: Path) -> tuple[Tensor, Tensor, str]:
-    """Features, coordinates and the name of the frame."""
+def load_frame(path: Path) -> BenchFrame:
+    """The frame of the file, or one of the synthetic world with as many voxels."""
     if path.exists():
-        frame = np.load(path)
-        coords = torch.from_numpy(frame["coords_bzyx"].astype(np.int32))
-        return torch.from_numpy(frame["features"].astype(np.float32)), coords, path.name
-    generator = torch.Generator().manual_seed(0)
-    count = 400_000
-    azimuth = torch.rand(count, generator=generator) * 2 * torch.pi
-    ring = torch.randint(0, 32, (count,), generator=generator)
-    wall = torch.rand(72, generator=generator)[(azimuth * 72 / (2 * torch.pi)).long() % 72] * 600
-    radius = torch.minimum(20 + 1.2 ** ring.float() * 3, 60 + wall)
-    z = 10 + (radius >= 60 + wall) * ring.float() * 0.6
-    xy = 720 + radius * torch.stack([azimuth.cos(), azimuth.sin()])
-    cells = torch.stack([torch.zeros_like(z), z, *xy], 1).round().int()
-    coords = torch.unique(cells.clamp_(max=1439), dim=0)[:79_745]
-    coords = coords[torch.randperm(len(coords), generator=generator)]
-    return torch.randn(len(coords), 5, generator=generator), coords, "synthetic"
+        return read_voxel_frame(path, 5, SHAPE)
+    detector = CenterPoint.from_config("centerpoint_voxel0075")
+    cloud = choose_cloud(detector.config, FrameChoice())
+    return resize_frame(voxelize_frame(detector, cloud, "synthetic"), VOXELS)
 
 
 class NaiveSites:
@@ -223,13 +220,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    features, coords, frame = load_frame(arguments.frame)
+    frame = load_frame(arguments.frame)
+    features, coords = frame.features, frame.coords_bzyx
     net = SpMiddleResNetFHD(BackboneConfig(in_channels=5, channels=(16, 16, 32, 64, 128))).eval()
     cpu_share = -time.process_time(), -time.perf_counter()
     with torch.no_grad():
         result = measure(net, features, coords, arguments.runs)
     cpu_s, wall_s = cpu_share[0] + time.process_time(), cpu_share[1] + time.perf_counter()
-    print(f"{frame}, {len(coords)} voxels, {arguments.threads} threads")
+    print(f"{frame.name}, {len(coords)} voxels, {arguments.threads} threads")
     for name, latency in result["latency"].items():
         print(f"  {name:12} {latency}")
     print(f"  peer takes {result['peer_over_ours']:.1f} times as long", end="; ")
@@ -237,7 +235,7 @@ def main() -> None:
     # Near 1 only when nobody else wanted the cores: threads that wait for one another spin.
     facts = {"cores_obtained": cpu_s / wall_s / arguments.threads}
     print(f"  {facts['cores_obtained']:.2f} of the threads' time was spent on a core")
-    facts |= {"frame": frame, "voxels": len(coords), "threads": arguments.threads}
+    facts |= {"frame": frame.name, "voxels": len(coords), "threads": arguments.threads}
     write_json_atomic(arguments.out, {**facts, **to_jsonable(result), **provenance(seed=0)})
 
 

@@ -56,3 +56,7 @@ class GraphError(BadInputError):
 
 class ExportError(BadInputError):
     """The model cannot be written in the requested dialect."""
+
+
+class GateError(BadInputError):
+    """What was to be timed computes something else than the reference; nothing was timed."""

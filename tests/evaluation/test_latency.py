@@ -34,3 +34,21 @@ def test_real_time_is_measured() -> None:
 def test_a_spread_needs_two_calls(warmup: int, repeats: int) -> None:
     with pytest.raises(BadInputError, match=f"warmup {warmup} and repeats {repeats}"):
         measure_latency(lambda: None, warmup=warmup, repeats=repeats)
+
+
+def test_what_comes_before_a_call_is_not_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    order = []
+
+    def spend(name: str, seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        order.append(name)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s)
+    latency = measure_latency(
+        lambda: spend("call", 2e-3), warmup=1, repeats=3, before=lambda: spend("before", 1.0)
+    )
+    assert latency.p20_ms == pytest.approx(2)
+    assert latency.p80_ms == pytest.approx(2)
+    assert order == ["call", *["before", "call"] * 3]

@@ -41,6 +41,7 @@ VERBS = (
     "export",
     "check",
     "parity",
+    "bench",
     "report",
     "doctor",
 )

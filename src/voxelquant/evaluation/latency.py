@@ -29,6 +29,7 @@ def measure_latency(
     device: torch.device | str = "cpu",
     warmup: int = 3,
     repeats: int = 20,
+    before: Callable[[], object] | None = None,
 ) -> Latency:
     """Time calls one by one, after warm-up.
 
@@ -40,6 +41,7 @@ def measure_latency(
         device: Where its work happens.
         warmup: Calls before the first timed one (allocation, autotuning, caches).
         repeats: Timed calls.
+        before: Called before each timed call, outside of its time.
 
     Raises:
         BadInputError: Fewer than two timed calls.
@@ -53,13 +55,20 @@ def measure_latency(
         run()
     times_ms = []
     for _ in range(repeats):
+        if before is not None:
+            before()
         _wait_for(device)
         started = time.perf_counter()
         run()
         _wait_for(device)
         times_ms.append((time.perf_counter() - started) * 1e3)
+    return summarise_times(times_ms)
+
+
+def summarise_times(times_ms: list[float]) -> Latency:
+    """Median and spread of at least two times."""
     fifths = statistics.quantiles(times_ms, n=5, method="inclusive")
-    return Latency(statistics.median(times_ms), fifths[0], fifths[-1], repeats)
+    return Latency(statistics.median(times_ms), fifths[0], fifths[-1], len(times_ms))
 
 
 def _wait_for(device: torch.device) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,20 +83,35 @@ def read_frame_file(path: Path, columns: int) -> Tensor:
 
 
 def _read_npz(path: Path, columns: int) -> NDArray[np.float32]:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            points = stored["points"]
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (AttributeError, TypeError):  # a bare array under this name is no archive
-        raise DatasetError(f"{path}: got an .npy, need an .npz with an array `points`") from None
-    except KeyError:
-        raise DatasetError(f"{path}: got no array `points`, need one of [p, {columns}]") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path}: not a whole .npz of plain arrays ({error})") from None
+    (points,) = read_npz_arrays(path, {"points": f"[p, {columns}]"})
     if points.dtype.kind not in "fiu":
         raise DatasetError(f"{path}: got points of {points.dtype}, need float32")
     return np.ascontiguousarray(points, dtype=np.float32)
+
+
+def read_npz_arrays(path: Path, shapes: Mapping[str, str]) -> list[NDArray[Any]]:
+    """Arrays of an `.npz`, by name.
+
+    Args:
+        path: the file.
+        shapes: of each array wanted, its shape in words.
+
+    Raises:
+        DatasetError: missing or damaged, or without one of the arrays.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            absent = next((name for name in shapes if name not in stored.files), None)
+            if absent is not None:
+                raise DatasetError(f"{path}: got no array `{absent}`, need one of {shapes[absent]}")
+            return [stored[name] for name in shapes]
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (AttributeError, TypeError):  # a bare array under this name is no archive
+        names = " and ".join(f"`{name}`" for name in shapes)
+        raise DatasetError(f"{path}: got an .npy, need an .npz with an array {names}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{path}: not a whole .npz of plain arrays ({error})") from None
 
 
 def _read_raw(path: Path, columns: int) -> NDArray[np.float32]:

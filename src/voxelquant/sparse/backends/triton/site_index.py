@@ -112,6 +112,7 @@ class SiteIndex:
         self.sites = self._all_sites.split(capacities)
         for number in range(len(levels)):
             self._refuse_dilation(number)
+        self._max_depth = max(1, *(len(self._path(number)) for number in range(len(levels))))
         self._blocks = torch.tensor(self._block_table(), dtype=torch.int32, device=device)
 
     @property
@@ -135,9 +136,10 @@ class SiteIndex:
             self.words,
             self.flags,
             self.batch_size,
-            STEPS=tuple(self._steps_to(number) for number in range(len(self.levels))),
-            LEVELS=tuple(self._describe(number) for number in range(len(self.levels))),
+            STEPS=self._step_table(),
+            LEVELS=self._level_table(),
             N_LEVELS=len(self.levels),
+            MAX_DEPTH=self._max_depth,
             MULTI_WORD=any(level.column_bits > WORD_BITS for level in self.levels),
             BLOCK=_MARK_ROWS,
             **LAUNCH,
@@ -215,32 +217,37 @@ class SiteIndex:
                 "run this network layer by layer"
             )
 
-    def _steps_to(self, number: int) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
-        """Kernel, stride, padding and grid of every step to a level, by axis."""
-        steps = []
-        for step in self._path(number):
-            level = self.levels[step]
-            g = level.geometry
-            assert g is not None
-            axes = zip(g.kernel_size, g.stride, g.padding, level.spatial_shape, strict=True)
-            steps.append(tuple(axes))
-        return tuple(steps)
+    def _step_table(self) -> tuple[int, ...]:
+        """`[levels, depth, 3, 4]` flat: kernel, stride, padding and grid by axis of every step."""
+        table: list[int] = []
+        for number in range(len(self.levels)):
+            path = self._path(number)
+            for step in path:
+                level = self.levels[step]
+                g = level.geometry
+                assert g is not None
+                for axis in zip(g.kernel_size, g.stride, g.padding, level.spatial_shape, strict=True):
+                    table += axis
+            table += [0] * (12 * (self._max_depth - len(path)))
+        return tuple(table)
 
-    def _describe(self, number: int) -> tuple[int, ...]:
-        """First word, bits of a column, grid, steps, most cells in y and x that a site reaches."""
-        level = self.levels[number]
-        reach = [1, 1, 1]
-        for step in self._path(number):
-            geometry = self.levels[step].geometry
-            assert geometry is not None
-            # An interval of r cells is reached by windows over r + k - 1 starts, one in s.
-            reach = [
-                (r + k - 2) // s + 1
-                for r, k, s in zip(reach, geometry.kernel_size, geometry.stride, strict=True)
-            ]
-        path = self._path(number)
-        first = self.first_words[number]
-        return (first, level.column_bits, *level.spatial_shape, len(path), *reach[1:])
+    def _level_table(self) -> tuple[int, ...]:
+        """`[levels, 8]` flat: first word, bits of a column, grid, steps, most cells in y, in x."""
+        table: list[int] = []
+        for number, level in enumerate(self.levels):
+            reach = [1, 1, 1]
+            path = self._path(number)
+            for step in path:
+                g = self.levels[step].geometry
+                assert g is not None
+                # An interval of r cells is reached by windows over r + k - 1 starts, one in s.
+                reach = [
+                    (r + k - 2) // s + 1
+                    for r, k, s in zip(reach, g.kernel_size, g.stride, strict=True)
+                ]
+            first = self.first_words[number]
+            table += [first, level.column_bits, *level.spatial_shape, len(path), *reach[1:]]
+        return tuple(table)
 
     def _block_table(self) -> list[list[int]]:
         """`[blocks, 5]`: level, its first and last block, its first site, its capacity."""
@@ -265,6 +272,7 @@ def _mark_sites(
     STEPS: tl.constexpr,
     LEVELS: tl.constexpr,
     N_LEVELS: tl.constexpr,
+    MAX_DEPTH: tl.constexpr,
     MULTI_WORD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -287,45 +295,69 @@ def _mark_sites(
     y = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
     x = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
     inside = (b >= 0) & (b < batch_size) & (z >= 0) & (y >= 0) & (x >= 0)
-    inside &= (z < LEVELS[0][2]) & (y < LEVELS[0][3]) & (x < LEVELS[0][4])
+    inside &= (z < LEVELS[2]) & (y < LEVELS[3]) & (x < LEVELS[4])
     outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
     tl.atomic_or(flags_ptr, outside.to(tl.int64), mask=outside > 0)
     there &= inside
     for level in tl.static_range(N_LEVELS):
-        z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = z, z, y, y, x, x
-        hit = there
-        for step in tl.static_range(LEVELS[level][5]):
-            z_lo, z_hi = _reach(z_lo, z_hi, STEPS[level][step][0])
-            y_lo, y_hi = _reach(y_lo, y_hi, STEPS[level][step][1])
-            x_lo, x_hi = _reach(x_lo, x_hi, STEPS[level][step][2])
-            hit &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
-        for dy in tl.static_range(LEVELS[level][6]):
-            for dx in tl.static_range(LEVELS[level][7]):
-                line = b * LEVELS[level][3] + y_lo + dy
-                column = line.to(tl.int64) * LEVELS[level][4] + x_lo + dx
-                first = column * LEVELS[level][1] + z_lo
-                last = first + (z_hi - z_lo)
-                word = first >> 6
-                # The run of bits lies in one word, or begins in one and ends in another.
-                upto = tl.where(last >> 6 == word, last & 63, 63)
-                run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
-                level_ptr = words_ptr + LEVELS[level][0]
-                there_too = hit & (y_lo + dy <= y_hi) & (x_lo + dx <= x_hi)
-                _set_bits(level_ptr + word, run, there_too)
-                if MULTI_WORD:
-                    while tl.max((there_too & (word < last >> 6)).to(tl.int32), 0) > 0:
-                        word += 1
-                        upto = tl.where(last >> 6 == word, last & 63, 63)
-                        run = (bits_below(upto) << 1) | 1
-                        _set_bits(level_ptr + word, run, there_too & (word <= last >> 6))
+        _mark_level(words_ptr, b, z, y, x, there, STEPS, LEVELS, level, MAX_DEPTH, MULTI_WORD)
 
 
 @triton.jit
-def _reach(lo, hi, AXIS: tl.constexpr):
-    """Interval of outputs that an interval of inputs reaches: kernel, stride, padding, size."""
-    first = tl.maximum((lo + (AXIS[2] - AXIS[0] + AXIS[1])) // AXIS[1], 0)
-    last = tl.minimum((hi + AXIS[2]) // AXIS[1], AXIS[3] - 1)
-    return first, last
+def _mark_level(
+    words_ptr,
+    b,
+    z,
+    y,
+    x,
+    there,
+    STEPS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    LEVEL: tl.constexpr,
+    MAX_DEPTH: tl.constexpr,
+    MULTI_WORD: tl.constexpr,
+):
+    FIRST_WORD: tl.constexpr = LEVELS[LEVEL * 8 + 0]
+    COLUMN_BITS: tl.constexpr = LEVELS[LEVEL * 8 + 1]
+    SIZE_Y: tl.constexpr = LEVELS[LEVEL * 8 + 3]
+    SIZE_X: tl.constexpr = LEVELS[LEVEL * 8 + 4]
+    DEPTH: tl.constexpr = LEVELS[LEVEL * 8 + 5]
+    REACH_Y: tl.constexpr = LEVELS[LEVEL * 8 + 6]
+    REACH_X: tl.constexpr = LEVELS[LEVEL * 8 + 7]
+    z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = z, z, y, y, x, x
+    for step in tl.static_range(DEPTH):
+        z_lo, z_hi = _reach(z_lo, z_hi, STEPS, (LEVEL * MAX_DEPTH + step) * 12)
+        y_lo, y_hi = _reach(y_lo, y_hi, STEPS, (LEVEL * MAX_DEPTH + step) * 12 + 4)
+        x_lo, x_hi = _reach(x_lo, x_hi, STEPS, (LEVEL * MAX_DEPTH + step) * 12 + 8)
+        there &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
+    for dy in tl.static_range(REACH_Y):
+        for dx in tl.static_range(REACH_X):
+            column = (b * SIZE_Y + y_lo + dy).to(tl.int64) * SIZE_X + x_lo + dx
+            first = column * COLUMN_BITS + z_lo
+            last = first + (z_hi - z_lo)
+            word = first >> 6
+            # The run of bits lies in one word, or begins in one and ends in another.
+            upto = tl.where(last >> 6 == word, last & 63, 63)
+            run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
+            reached = there & (y_lo + dy <= y_hi) & (x_lo + dx <= x_hi)
+            _set_bits(words_ptr + FIRST_WORD + word, run, reached)
+            if MULTI_WORD:
+                while tl.max((reached & (word < last >> 6)).to(tl.int32), 0) > 0:
+                    word += 1
+                    upto = tl.where(last >> 6 == word, last & 63, 63)
+                    run = (bits_below(upto) << 1) | 1
+                    _set_bits(words_ptr + FIRST_WORD + word, run, reached & (word <= last >> 6))
+
+
+@triton.jit
+def _reach(lo, hi, STEPS: tl.constexpr, AT: tl.constexpr):
+    """Interval of outputs that an interval of inputs reaches."""
+    KERNEL: tl.constexpr = STEPS[AT]
+    STRIDE: tl.constexpr = STEPS[AT + 1]
+    PADDING: tl.constexpr = STEPS[AT + 2]
+    SIZE: tl.constexpr = STEPS[AT + 3]
+    first = tl.maximum((lo + (PADDING - KERNEL + STRIDE)) // STRIDE, 0)
+    return first, tl.minimum((hi + PADDING) // STRIDE, SIZE - 1)
 
 
 @triton.jit
