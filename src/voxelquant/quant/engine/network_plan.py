@@ -22,10 +22,11 @@ from voxelquant.quant.engine.program import (
     read_program,
 )
 from voxelquant.quant.engine.tiles import ConvShape, default_tile, padded_channels
-from voxelquant.quant.int8_modules import Int8SparseConv3d
+from voxelquant.quant.int8_modules import CodeSparseConv3d
 from voxelquant.sparse import Triple
 from voxelquant.sparse.backends.triton.column_map import ColumnMaps, MapSpec
 from voxelquant.sparse.backends.triton.densify import densify, order_features
+from voxelquant.sparse.backends.triton.epilogue import format_name
 from voxelquant.sparse.backends.triton.implicit_gemm import (
     ConvTile,
     Fusion,
@@ -280,14 +281,14 @@ class NetworkPlan:
 
     def conv_shape(self, op: ConvOp) -> ConvShape:
         """What the tile of a convolution depends on."""
-        made = self.program.maps[op.map]
-        out = op.conv.weight_q if isinstance(op.conv, Int8SparseConv3d) else op.conv.weight
+        kernel = self.program.maps[op.map].geometry.kernel_size
+        weight = _weight(op)
         return ConvShape(
-            c_in=out.shape[4],
-            c_out=out.shape[0],
-            columns=made.geometry.kernel_size[1] * made.geometry.kernel_size[2],
-            kz=made.geometry.kernel_size[0],
-            integer=isinstance(op.conv, Int8SparseConv3d),
+            c_in=weight.shape[4],
+            c_out=weight.shape[0],
+            columns=kernel[1] * kernel[2],
+            kz=kernel[0],
+            format=format_name(self.program.values[op.x].dtype),
         )
 
     def conv_launcher(
@@ -297,27 +298,27 @@ class NetworkPlan:
         conv = op.conv
         shape = self.conv_shape(op)
         made = self.program.maps[op.map]
-        integer = isinstance(conv, Int8SparseConv3d)
-        weight = conv.weight_q if isinstance(conv, Int8SparseConv3d) else conv.weight
-        packed = pack_weight(weight.to(self.device), padded_channels(shape, tile))
+        weight = _weight(op).to(self.device)
+        if weight.dtype == torch.float8_e4m3fn:
+            weight = weight.to(torch.float16)
+        packed = pack_weight(weight, padded_channels(shape, tile))
         add = op.add
+        result = format_name(self.program.values[op.out].dtype)
+        own = "fp16" if conv.output_scale is None else format_name(conv.output_fmt.dtype)
         scales: tuple[Tensor | None, ...] = (conv.output_scale, None, None, None)
-        fusion = Fusion(relu=conv.relu, quantized=conv.output_scale is not None)
+        fusion = Fusion(relu=conv.relu, own=own)
         if add is not None:
+            assert op.residual is not None
             operands = (add.operand_a, add.operand_b)
-            own, other = operands[op.own_operand], operands[1 - op.own_operand]
-            steps = [o.scales[-1] if o.count else None for o in (own, other)]
+            pair = (operands[op.own_operand], operands[1 - op.own_operand])
+            steps = [o.scales[-1] if o.count else None for o in pair]
             scales = (conv.output_scale, *steps, add.output_scale)
-            fusion = Fusion(
-                relu=conv.relu,
-                quantized=conv.output_scale is not None,
-                add=True,
-                residual_quantized=other.count > 0,
-                add_relu=add.relu,
-                add_quantized=add.output_scale is not None,
-            )
+            residual_format = format_name(self.program.values[op.residual].dtype)
+            fusion = Fusion(conv.relu, own, residual_format, add.relu, result)
         on_device = [None if s is None else s.to(self.device) for s in scales]
-        multiplier = conv.multiplier.to(self.device) if integer else None
+        multiplier = None
+        if isinstance(conv, CodeSparseConv3d):
+            multiplier = conv.multiplier.to(self.device)
         bias = None if conv.bias is None else conv.bias.to(self.device)
         x, out = self._values[op.x], self._values[op.out]
         residual = None if op.residual is None else self._values[op.residual]
@@ -391,7 +392,8 @@ class NetworkPlan:
         if isinstance(op, ReluOp):
             return lambda: convert_rows(x, count, out, relu=True)
         steps_in_turn = torch.stack([s.to(self.device) for s in op.scales])
-        return lambda: convert_rows(x, count, out, scales=steps_in_turn)
+        codes = format_name(op.codes)
+        return lambda: convert_rows(x, count, out, scales=steps_in_turn, codes=codes)
 
     def _dense(self, op: DenseOp) -> Callable[[], None]:
         x, out = self._values[op.x], self.outputs[op.output]
@@ -451,6 +453,12 @@ def _default_capacities(program: Program, max_voxels: int) -> list[int]:
         max(int(max_voxels * _SITES_BY_DEPTH[min(depth, last)]), max_voxels if depth == 0 else 4096)
         for depth in depths
     ]
+
+
+def _weight(op: ConvOp) -> Tensor:
+    """`[c_out, kz, ky, kx, c_in]` codes or float16."""
+    conv = op.conv
+    return conv.weight_q if isinstance(conv, CodeSparseConv3d) else conv.weight
 
 
 def _bytes(tensor: Tensor) -> int:

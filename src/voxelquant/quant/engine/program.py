@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from voxelquant.errors import GraphError
 from voxelquant.quant.int8_modules import (
+    CodeSparseAdd,
+    CodeSparseConv3d,
     Fp16SparseConv3d,
-    Int8SparseConv3d,
     LoweredModule,
     SparseAddBase,
 )
@@ -30,7 +31,7 @@ from voxelquant.sparse import (
     trace_sparse_graph,
 )
 
-LoweredConv = Int8SparseConv3d | Fp16SparseConv3d
+LoweredConv = CodeSparseConv3d | Fp16SparseConv3d
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Value:
     Attributes:
         level: grid on whose sites it lives.
         channels: its width.
-        dtype: int8 codes or float16 values.
+        dtype: int8 or float8_e4m3fn codes, or float16 values.
     """
 
     level: int
@@ -97,6 +98,7 @@ class ConvertOp:
     x: int
     out: int
     scales: tuple[Tensor, ...]
+    codes: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class _Reader:
     def read(self, node: SparseNode) -> None:
         """Append the operations of a node."""
         module = node.module
-        if isinstance(module, (Int8SparseConv3d, Fp16SparseConv3d)):
+        if isinstance(module, (CodeSparseConv3d, Fp16SparseConv3d)):
             self._read_conv(node, module)
         elif isinstance(module, SparseAddBase):
             if node.output not in self.fused:
@@ -227,10 +229,11 @@ class _Reader:
         return self.program
 
     def _read_conv(self, node: SparseNode, conv: LoweredConv) -> None:
-        x = self._operand(node.path, node.inputs[0], conv.operand, isinstance(conv, Int8SparseConv3d))
+        codes = conv.weight_q.dtype if isinstance(conv, CodeSparseConv3d) else None
+        x = self._operand(node.path, node.inputs[0], conv.operand, codes)
         level = self.program.values[x].level
         number = self._map_of(node, conv, level)
-        weight = conv.weight_q if isinstance(conv, Int8SparseConv3d) else conv.weight
+        weight = conv.weight_q if isinstance(conv, CodeSparseConv3d) else conv.weight
         made = self.program.maps[number]
         value = Value(made.out_level, weight.shape[0], _stored(conv))
         carried = self._carried_sum(node, conv)
@@ -263,28 +266,30 @@ class _Reader:
         stored = (_stored(conv), self.program.values[self.value_of[other]].dtype)
         pairs = zip((operands[own], operands[1 - own]), stored, strict=True)
         direct = all(
-            operand.count == (1 if dtype == torch.int8 else 0) for operand, dtype in pairs
+            operand.count == (0 if dtype == torch.float16 else 1) for operand, dtype in pairs
         )
         return (total, add, own) if direct else None
 
     def _read_add(self, node: SparseNode, add: SparseAddBase) -> None:
-        integer = add.operand_a.count > 0 and _computes_in_codes(add)
-        a = self._operand(node.path, node.inputs[0], add.operand_a, integer)
-        b = self._operand(node.path, node.inputs[1], add.operand_b, integer)
+        codes = add.operand_a.fmt.dtype if isinstance(add, CodeSparseAdd) else None
+        a = self._operand(node.path, node.inputs[0], add.operand_a, codes)
+        b = self._operand(node.path, node.inputs[1], add.operand_b, codes)
         value = self.program.values[a]
         out = self._new_value(node, Value(value.level, value.channels, _stored(add)))
         self._append(node.path, AddOp(add, a, b, out))
 
-    def _operand(self, path: str, traced: int, operand: Operand, integer: bool) -> int:
+    def _operand(
+        self, path: str, traced: int, operand: Operand, codes: torch.dtype | None
+    ) -> int:
         """Value that a layer computes with, converted first where it is stored otherwise."""
         x = self.value_of[traced]
         value = self.program.values[x]
-        stored_as_codes = value.dtype == torch.int8
-        if integer == stored_as_codes and operand.count == (1 if integer else 0):
+        wanted = codes or torch.float16
+        if value.dtype == wanted and operand.count == (0 if codes is None else 1):
             return x
-        dtype = torch.int8 if integer else torch.float16
-        out = self._number(Value(value.level, value.channels, dtype))
-        self._append(f"{path}/input", ConvertOp(x, out, operand.scales))
+        out = self._number(Value(value.level, value.channels, wanted))
+        between = codes or operand.fmt.dtype
+        self._append(f"{path}/input", ConvertOp(x, out, operand.scales, between))
         return out
 
     def _map_of(self, node: SparseNode, conv: LoweredConv, level: int) -> int:
@@ -324,13 +329,7 @@ class _Reader:
 
 
 def _stored(layer: LoweredModule) -> torch.dtype:
-    return torch.float16 if layer.output_step is None else torch.int8
-
-
-def _computes_in_codes(add: SparseAddBase) -> bool:
-    from voxelquant.quant.int8_modules import Int8SparseAdd
-
-    return isinstance(add, Int8SparseAdd)
+    return torch.float16 if layer.output_step is None else layer.output_fmt.dtype
 
 
 def values_read(op: Op) -> Sequence[int]:

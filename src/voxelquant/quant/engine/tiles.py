@@ -20,26 +20,26 @@ class ConvShape:
         c_out: output channels.
         columns: columns of its kernel map.
         kz: taps of a column.
-        integer: whether it multiplies codes.
+        format: what it reads: `fp16`, `int8` or `fp8`.
     """
 
     c_in: int
     c_out: int
     columns: int
     kz: int
-    integer: bool
+    format: str
 
     @property
     def least_k(self) -> int:
         """Fewest channels of one step of the tensor cores."""
-        return 32 if self.integer else 16
+        return 32 if self.format == "int8" else 16
 
 
 def padded_channels(shape: ConvShape, tile: ConvTile) -> int:
     """Input channels of a tap in the packed weight."""
     if tile.steps == "together":
         # Rows are read 16 bytes at a time where they can be.
-        per_read = 16 if shape.integer else 8
+        per_read = 8 if shape.format == "fp16" else 16
         return shape.c_in if shape.c_in > 8 else -(-shape.c_in // per_read) * per_read
     return -(-shape.c_in // tile.block_k) * tile.block_k
 

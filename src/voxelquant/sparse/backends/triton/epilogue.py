@@ -6,8 +6,10 @@ makes it (`divide_by_step`). A test reads the PTX: it may hold no approximate di
 fused operation but those of the quotient.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 _INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 _ROUNDER: tl.constexpr = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no fraction
@@ -49,21 +51,52 @@ def quantize_int8(x, scale):
 
 
 @triton.jit
-def finish(y, scale_ptr, RELU: tl.constexpr, QUANTIZED: tl.constexpr):
-    """Activation, then codes or fp16 values."""
+def quantize_fp8(x, scale):
+    """`e4m3(clamp(x / scale, -448, 448))`, half to even, as the bits of the code (uint8)."""
+    ratio = tl.minimum(tl.maximum(divide_by_step(x, scale), -448.0), 448.0)
+    if _INTERPRETED:  # whose cast does not round to even; what is rounded already, it keeps
+        exponent = (ratio.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        gap = tl.maximum(exponent, 0.015625) * 0.125
+        ratio = ((ratio / gap + _ROUNDER) - _ROUNDER) * gap
+    return ratio.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+
+
+@triton.jit
+def finish(y, scale_ptr, RELU: tl.constexpr, FORMAT: tl.constexpr):
+    """Activation, then what is stored: int8 codes, the bits of fp8 codes, or fp16 values."""
     if RELU:
         y = tl.maximum(y, 0.0)
-    if QUANTIZED:
-        codes = quantize_int8(y, tl.load(scale_ptr))
-        return codes
+    if FORMAT == "int8":
+        return quantize_int8(y, tl.load(scale_ptr))
+    elif FORMAT == "fp8":
+        return quantize_fp8(y, tl.load(scale_ptr))
     else:
         return y.to(tl.float16)
 
 
 @triton.jit
-def operand_value(stored, scale_ptr, QUANTIZED: tl.constexpr):
+def code_value(stored, FORMAT: tl.constexpr):
+    """Stored codes or values as float32."""
+    if FORMAT == "fp8":
+        return stored.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        return stored.to(tl.float32)
+
+
+@triton.jit
+def operand_value(stored, scale_ptr, FORMAT: tl.constexpr):
     """Real value of a stored operand of a sum: `fp32(q * s)`, or the fp16 value."""
-    value = stored.to(tl.float32)
-    if QUANTIZED:
+    value = code_value(stored, FORMAT)
+    if FORMAT != "fp16":
         value = value * tl.load(scale_ptr)
     return value
+
+
+def format_name(dtype: torch.dtype) -> str:
+    """What kernels call a tensor's format: `int8`, `fp8` or `fp16`."""
+    return {torch.int8: "int8", torch.float8_e4m3fn: "fp8", torch.float16: "fp16"}[dtype]
+
+
+def stored_bits(x: Tensor) -> Tensor:
+    """A tensor as kernels take it: fp8 codes as bytes, which masked loads can fill with zeros."""
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x

@@ -22,7 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from voxelquant.sparse.backends.triton.bits import popcount_small
-from voxelquant.sparse.backends.triton.epilogue import finish, operand_value
+from voxelquant.sparse.backends.triton.epilogue import (
+    finish,
+    format_name,
+    operand_value,
+    stored_bits,
+)
 from voxelquant.sparse.backends.triton.overlap import (
     LAUNCH,
     OVERLAP,
@@ -57,23 +62,21 @@ class ConvTile:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What a convolution does after its sum.
+    """What a convolution does after its sum. Formats are those of `epilogue.format_name`.
 
     Attributes:
         relu: whether its own ReLU is fused.
-        quantized: whether its own result becomes codes.
-        add: whether a residual sum follows; the fields below are the sum's.
-        residual_quantized: whether the other operand holds codes.
+        own: format of its own result.
+        residual: format of the other operand of a sum that follows, None without a sum.
         add_relu: whether the sum has a ReLU.
-        add_quantized: whether the sum becomes codes.
+        result: format of the sum.
     """
 
     relu: bool = False
-    quantized: bool = False
-    add: bool = False
-    residual_quantized: bool = False
+    own: str = "fp16"
+    residual: str | None = None
     add_relu: bool = False
-    add_quantized: bool = False
+    result: str = "fp16"
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,13 @@ def conv_kernel(
     COLUMNS: tl.constexpr,
     KZ: tl.constexpr,
     INVERSE: tl.constexpr,
-    INTEGER: tl.constexpr,
+    FORMAT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RELU: tl.constexpr,
-    QUANTIZED: tl.constexpr,
-    ADD: tl.constexpr,
-    RESIDUAL_QUANTIZED: tl.constexpr,
+    OWN: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     ADD_RELU: tl.constexpr,
-    ADD_QUANTIZED: tl.constexpr,
+    RESULT: tl.constexpr,
     STEPS: tl.constexpr,
     SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -166,7 +168,7 @@ def conv_kernel(
     there = rows < count
     channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     in_channels = channels < C_OUT
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if INTEGER else tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if FORMAT == "int8" else tl.float32)
     k = tl.arange(0, BLOCK_K)
     w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
     if SPLITS == 1:
@@ -194,7 +196,8 @@ def conv_kernel(
             a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
             w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
             w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
-            acc = tl.dot(a, tl.load(w, mask=w_there, other=0), acc, out_dtype=acc.dtype)
+            b = tl.load(w, mask=w_there, other=0)
+            acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     elif STEPS == "column":
         for column in range(begin, end):
             bits = entry
@@ -209,7 +212,7 @@ def conv_kernel(
                 a = tl.load(x_ptr + row * STRIDE_X + k[None, :], mask=a_there, other=0)
                 w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + k[:, None]
                 b = tl.load(w, mask=(k < C_PAD)[:, None] & in_channels[None, :], other=0)
-                acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     else:
         PARTS: tl.constexpr = C_PAD // BLOCK_K
         for step in range(begin * KZ * PARTS, end * KZ * PARTS):
@@ -224,7 +227,7 @@ def conv_kernel(
             a = tl.load(x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0)
             w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
             b = tl.load(w, mask=in_channels[None, :], other=0)
-            acc = tl.dot(a, b, acc, out_dtype=acc.dtype)
+            acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     if SPLITS > 1:
         # In the order of the splits, whoever comes last: the sum is the same in every run.
         tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -243,20 +246,32 @@ def conv_kernel(
                 parts_ptr + split * size + part, mask=held, other=0, cache_modifier=".cg"
             )
     y = acc.to(tl.float32)
-    if INTEGER:
+    if FORMAT != "fp16":
         y = y * tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)[None, :]
     if HAS_BIAS:
         y = y + tl.load(bias_ptr + channels, mask=in_channels, other=0.0).to(tl.float32)[None, :]
-    result = finish(y, scale_ptr, RELU, QUANTIZED)
+    result = finish(y, scale_ptr, RELU, OWN)
     places = rows.to(tl.int64)[:, None] * C_OUT + channels[None, :]
     held = there[:, None] & in_channels[None, :]
-    if ADD:
-        own = operand_value(result, scale_a_ptr, QUANTIZED)
+    if RESIDUAL is not None:
+        own = operand_value(result, scale_a_ptr, OWN)
         stored = tl.load(residual_ptr + places, mask=held, other=0)
-        total = own + operand_value(stored, scale_b_ptr, RESIDUAL_QUANTIZED)
-        tl.store(out_ptr + places, finish(total, add_scale_ptr, ADD_RELU, ADD_QUANTIZED), mask=held)
+        total = own + operand_value(stored, scale_b_ptr, RESIDUAL)
+        result = finish(total, add_scale_ptr, ADD_RELU, RESULT)
+    tl.store(out_ptr + places, result, mask=held)
+
+
+@triton.jit
+def _factor(stored, FORMAT: tl.constexpr):
+    """Gathered rows as the tensor cores take them.
+
+    fp8 codes are exact in fp16. Their own instructions keep some 14 bits of a sum on Hopper, where
+    the law asks for float32.
+    """
+    if FORMAT == "fp8":
+        return stored.to(tl.float8e4nv, bitcast=True).to(tl.float16)
     else:
-        tl.store(out_ptr + places, result, mask=held)
+        return stored
 
 
 @triton.jit
@@ -297,15 +312,15 @@ def launch_conv(
     Args:
         tile: how the work is cut.
         fusion: what follows the sum.
-        x: `[capacity_in, stride]` int8 or float16 features.
-        packed: weight of the same dtype, from `pack_weight`.
+        x: `[capacity_in, stride]` int8, float8_e4m3fn or float16 features.
+        packed: weight, from `pack_weight`: int8 for int8 features, else float16 (fp8 codes too).
         entries: `[columns, capacity]` int32 kernel map.
         count: `[1]` int32 number of output sites, on the device.
-        out: `[capacity, c_out]` int8 or float16.
+        out: `[capacity, c_out]` of the format that `fusion` says.
         kz: taps along z.
         c_in: input channels.
         inverse: kind of the map.
-        multiplier: `[c_out]` float32 of an integer convolution.
+        multiplier: `[c_out]` float32 of a convolution of codes.
         bias: `[c_out]` float32 or float16.
         scales: steps of the convolution's own codes, of both operands of the sum, of its codes.
         residual: `[capacity, c_out]` other operand of the sum.
@@ -318,15 +333,15 @@ def launch_conv(
     capacity = entries.shape[1]
     grid = (triton.cdiv(capacity, tile.block_m), triton.cdiv(c_out, tile.block_n), tile.splits)
     conv_kernel[grid](
-        x,
+        stored_bits(x),
         packed,
         entries,
         count,
-        out,
+        stored_bits(out),
         multiplier,
         bias,
         scales[0],
-        residual,
+        None if residual is None else stored_bits(residual),
         scales[1],
         scales[2],
         scales[3],
@@ -340,14 +355,13 @@ def launch_conv(
         COLUMNS=columns,
         KZ=kz,
         INVERSE=inverse,
-        INTEGER=x.dtype == torch.int8,
+        FORMAT=format_name(x.dtype),
         HAS_BIAS=bias is not None,
         RELU=fusion.relu,
-        QUANTIZED=fusion.quantized,
-        ADD=fusion.add,
-        RESIDUAL_QUANTIZED=fusion.residual_quantized,
+        OWN=fusion.own,
+        RESIDUAL=fusion.residual,
         ADD_RELU=fusion.add_relu,
-        ADD_QUANTIZED=fusion.add_quantized,
+        RESULT=fusion.result,
         STEPS=tile.steps,
         SPLITS=tile.splits,
         OVERLAP=OVERLAP,

@@ -6,7 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from voxelquant.sparse.backends.triton.epilogue import finish, operand_value, quantize_int8
+from voxelquant.sparse.backends.triton.epilogue import (
+    code_value,
+    finish,
+    format_name,
+    operand_value,
+    quantize_fp8,
+    quantize_int8,
+    stored_bits,
+)
 from voxelquant.sparse.backends.triton.overlap import (
     LAUNCH,
     OVERLAP,
@@ -18,26 +26,34 @@ _BLOCK = 1024
 
 
 def convert_rows(
-    x: Tensor, count: Tensor, out: Tensor, *, scales: Tensor | None = None, relu: bool = False
+    x: Tensor,
+    count: Tensor,
+    out: Tensor,
+    *,
+    scales: Tensor | None = None,
+    codes: str = "int8",
+    relu: bool = False,
 ) -> None:
     """Take features through steps: `requantize_in_turn` of the numerics room.
 
     Args:
-        x: `[capacity, c]` float16 values, or int8 codes of the first step.
+        x: `[capacity, c]` float16 values, or codes of the first step.
         count: `[1]` int32 rows that exist.
-        out: `[capacity, c]` int8 codes of the last step, or their float16 values.
+        out: `[capacity, c]` codes of the last step, or their float16 values.
         scales: `[steps]` float32; None to keep values as they are.
+        codes: format of the codes between, `int8` or `fp8`.
         relu: whether negative values become zero first.
     """
     _convert_rows[(triton.cdiv(x.numel(), _BLOCK),)](
-        x,
+        stored_bits(x),
         count,
-        out,
+        stored_bits(out),
         scales,
         x.shape[1],
         STEPS=0 if scales is None else len(scales),
-        FROM_CODES=not x.dtype.is_floating_point,
-        TO_CODES=not out.dtype.is_floating_point,
+        CODES=codes,
+        SOURCE=format_name(x.dtype),
+        RESULT=format_name(out.dtype),
         RELU=relu,
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
@@ -53,8 +69,9 @@ def _convert_rows(
     scales_ptr,
     channels,
     STEPS: tl.constexpr,
-    FROM_CODES: tl.constexpr,
-    TO_CODES: tl.constexpr,
+    CODES: tl.constexpr,
+    SOURCE: tl.constexpr,
+    RESULT: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,22 +84,23 @@ def _convert_rows(
         return
     places = start + tl.arange(0, BLOCK)
     there = places < size
-    x = tl.load(x_ptr + places, mask=there, other=0)
-    value = x.to(tl.float32)
+    stored = tl.load(x_ptr + places, mask=there, other=0)
+    value = code_value(stored, SOURCE)
     if RELU:
         value = tl.maximum(value, 0.0)
     for step in tl.static_range(STEPS):
         scale = tl.load(scales_ptr + step)
         # Codes that come with the first step are codes already.
-        if FROM_CODES and step == 0:
-            codes = x.to(tl.int8)
-        else:
-            codes = quantize_int8(value, scale)
-        value = codes.to(tl.float32) * scale
-    if TO_CODES:
-        tl.store(out_ptr + places, codes, mask=there)
-    else:
+        if step > 0 or SOURCE == "fp16":
+            if CODES == "fp8":
+                stored = quantize_fp8(value, scale)
+            else:
+                stored = quantize_int8(value, scale)
+        value = code_value(stored, CODES) * scale
+    if RESULT == "fp16":
         tl.store(out_ptr + places, value.to(tl.float16), mask=there)
+    else:
+        tl.store(out_ptr + places, stored, mask=there)
 
 
 def add_rows(
@@ -97,23 +115,23 @@ def add_rows(
     """Sum of two tensors on the same sites.
 
     Args:
-        a: `[capacity, c]` int8 codes or float16 values.
+        a: `[capacity, c]` codes or float16 values.
         b: the other operand.
         count: `[1]` int32 rows that exist.
-        out: `[capacity, c]` int8 codes or float16 values.
+        out: `[capacity, c]` codes or float16 values.
         relu: whether a ReLU follows.
         scales: steps of both operands and of the result; None where it holds values.
     """
     _add_rows[(triton.cdiv(a.numel(), _BLOCK),)](
-        a,
-        b,
+        stored_bits(a),
+        stored_bits(b),
         count,
-        out,
+        stored_bits(out),
         *scales,
         a.shape[1],
-        A_CODES=not a.dtype.is_floating_point,
-        B_CODES=not b.dtype.is_floating_point,
-        TO_CODES=not out.dtype.is_floating_point,
+        A=format_name(a.dtype),
+        B=format_name(b.dtype),
+        RESULT=format_name(out.dtype),
         RELU=relu,
         BLOCK=_BLOCK,
         enable_fp_fusion=False,
@@ -131,9 +149,9 @@ def _add_rows(
     scale_b_ptr,
     scale_ptr,
     channels,
-    A_CODES: tl.constexpr,
-    B_CODES: tl.constexpr,
-    TO_CODES: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    RESULT: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -146,6 +164,6 @@ def _add_rows(
         return
     places = start + tl.arange(0, BLOCK)
     there = places < size
-    a = operand_value(tl.load(a_ptr + places, mask=there, other=0), scale_a_ptr, A_CODES)
-    b = operand_value(tl.load(b_ptr + places, mask=there, other=0), scale_b_ptr, B_CODES)
-    tl.store(out_ptr + places, finish(a + b, scale_ptr, RELU, TO_CODES), mask=there)
+    a = operand_value(tl.load(a_ptr + places, mask=there, other=0), scale_a_ptr, A)
+    b = operand_value(tl.load(b_ptr + places, mask=there, other=0), scale_b_ptr, B)
+    tl.store(out_ptr + places, finish(a + b, scale_ptr, RELU, RESULT), mask=there)
