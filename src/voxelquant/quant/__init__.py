@@ -1,5 +1,8 @@
 """Quantization of networks built of sparse convolutions: layers, never detectors."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from voxelquant.quant.calibrate import TensorStatistics, calibrate, observe, set_ranges
 from voxelquant.quant.calibrators import choose_amax
 from voxelquant.quant.compare import LayerParity, NodeRecord, capture_nodes, layer_parity
@@ -28,6 +31,9 @@ from voxelquant.quant.spec import QuantSpec
 from voxelquant.quant.state import QuantState
 from voxelquant.quant.topology import GRAPH_INPUT, FusedGraph, FusedNode
 
+if TYPE_CHECKING:
+    from voxelquant.quant.engine.network_plan import NetworkPlan, plan_network
+
 __all__ = [
     "GRAPH_INPUT",
     "Fp8SparseAdd",
@@ -41,6 +47,7 @@ __all__ = [
     "LayerParity",
     "LayerPrecision",
     "MagnitudeHistogram",
+    "NetworkPlan",
     "NodeRecord",
     "PrecisionPlan",
     "QuantSparseAdd",
@@ -66,7 +73,15 @@ __all__ = [
     "make_plan",
     "merge_histograms",
     "observe",
+    "plan_network",
     "quantization_of",
     "quantize",
     "set_ranges",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The planned engine, imported when it is asked for: it needs Triton."""
+    if name in ("NetworkPlan", "plan_network"):
+        return getattr(import_module("voxelquant.quant.engine.network_plan"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import torch
@@ -89,14 +88,17 @@ def plan_on_gpu(engine: nn.Module, frame: BenchFrame, max_voxels: int) -> Plan:
     Raises:
         BadInputError: the network or the chip is beyond the engine.
     """
-    library: Any = import_module("voxelquant.quant")
-    plan: Plan = library.plan_network(
+    # Imported here, since it imports Triton.
+    from voxelquant.quant import plan_network
+
+    plan: Plan = plan_network(
         engine,
         spatial_shape=frame.spatial_shape,
         in_channels=frame.features.shape[1],
         batch_size=frame.batch_size,
         max_voxels=max_voxels,
         device=str(frame.features.device),
+        tune_on=(frame.features, frame.coords_bzyx),
     )
     return plan
 

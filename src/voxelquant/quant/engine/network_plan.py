@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import triton
 from torch import Tensor, nn
 
 from voxelquant.errors import GeometryError
@@ -21,7 +22,15 @@ from voxelquant.quant.engine.program import (
     ReluOp,
     read_program,
 )
-from voxelquant.quant.engine.tiles import ConvShape, default_tile, padded_channels
+from voxelquant.quant.engine.tiles import MAX_SPLITS, ConvShape, default_tile, padded_channels
+from voxelquant.quant.engine.tuning import (
+    Launcher,
+    Tiles,
+    cache_file,
+    fastest_tiles,
+    load_tiles,
+    store_tiles,
+)
 from voxelquant.quant.int8_modules import CodeSparseConv3d
 from voxelquant.sparse import Triple
 from voxelquant.sparse.backends.triton.column_map import ColumnMaps, MapSpec
@@ -219,12 +228,15 @@ class NetworkPlan:
 
     def _allocate(self) -> list[Tensor]:
         """A view `[capacity, stride]` of the arena for every value."""
-        shapes = []
-        for number, value in enumerate(self.program.values):
-            width = value.channels
-            if number == 0:
-                width = -(-width // 8) * 8  # rows of 16 bytes
-            shapes.append((self.index.levels[value.level].capacity, width))
+        widths = [value.channels for value in self.program.values]
+        widths[0] = -(-widths[0] // 8) * 8  # rows of 16 bytes
+        for op in self.program.ops:
+            if isinstance(op, ConvertOp):  # element by element, padding included
+                widths[op.out] = widths[op.x]
+        shapes = [
+            (self.index.levels[value.level].capacity, width)
+            for value, width in zip(self.program.values, widths, strict=True)
+        ]
         sizes = [
             rows * width * value.dtype.itemsize
             for (rows, width), value in zip(shapes, self.program.values, strict=True)
@@ -289,10 +301,20 @@ class NetworkPlan:
             columns=kernel[1] * kernel[2],
             kz=kernel[0],
             format=format_name(self.program.values[op.x].dtype),
+            rows=triton.next_power_of_2(self._out_level(op).capacity),
         )
 
+    def _out_level(self, op: ConvOp) -> LevelGrid:
+        return self.index.levels[self.program.maps[op.map].out_level]
+
     def conv_launcher(
-        self, op: ConvOp, tile: ConvTile, *, early: bool = False, overlap: bool = True
+        self,
+        op: ConvOp,
+        tile: ConvTile,
+        *,
+        early: bool = False,
+        overlap: bool = True,
+        shared_sums: SharedSums | None = None,
     ) -> Callable[[], None]:
         """A launch of a convolution with a tile, on the buffers of this plan."""
         conv = op.conv
@@ -302,6 +324,7 @@ class NetworkPlan:
         if weight.dtype == torch.float8_e4m3fn:
             weight = weight.to(torch.float16)
         packed = pack_weight(weight, padded_channels(shape, tile))
+        self._weights_bytes += _bytes(packed)
         add = op.add
         result = format_name(self.program.values[op.out].dtype)
         own = "fp16" if conv.output_scale is None else format_name(conv.output_fmt.dtype)
@@ -323,7 +346,7 @@ class NetworkPlan:
         x, out = self._values[op.x], self._values[op.out]
         residual = None if op.residual is None else self._values[op.residual]
         count = self.index.counts[made.out_level : made.out_level + 1]
-        shared_sums = self._shared_sums
+        sums = shared_sums or self._shared_sums
         entries = self.maps.entries[self._map_order.index(op.map)]
 
         def run() -> None:
@@ -342,13 +365,29 @@ class NetworkPlan:
                 bias=bias,
                 scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
                 residual=residual,
-                shared_sums=shared_sums,
+                shared_sums=sums,
                 early=early,
                 overlap=overlap,
             )
 
-        run.weight_bytes = _bytes(packed)  # type: ignore[attr-defined]
         return run
+
+    def tune(self) -> Tiles:
+        """Tiles of the convolutions whose best is not known, measured on the frame that ran last."""
+        counts = self.index.counts.tolist()
+        wanted: dict[ConvShape, tuple[Launcher, int]] = {}
+        for op in self.program.ops:
+            if isinstance(op, ConvOp) and self.conv_shape(op) not in self.tiles:
+                rows = counts[self.program.maps[op.map].out_level]
+                wanted.setdefault(self.conv_shape(op), (self._tuning_launcher(op), rows))
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return fastest_tiles(wanted, processors) if wanted else {}
+
+    def _tuning_launcher(self, op: ConvOp) -> Launcher:
+        capacity, c_out = self._out_level(op).capacity, self.conv_shape(op).c_out
+        widest = ConvTile(16, 16, 16, "tap", 1, 1, splits=MAX_SPLITS)
+        sums = self._make_sums([SharedSums.elements(widest, capacity, c_out)])
+        return lambda tile: self.conv_launcher(op, tile, early=True, shared_sums=sums)
 
     def _tile(self, op: ConvOp) -> ConvTile:
         shape = self.conv_shape(op)
@@ -358,12 +397,15 @@ class NetworkPlan:
         needed = [
             SharedSums.elements(
                 self._tile(op),
-                self.index.levels[self.program.maps[op.map].out_level].capacity,
+                self._out_level(op).capacity,
                 self.conv_shape(op).c_out,
             )
             for op in self.program.ops
             if isinstance(op, ConvOp)
         ]
+        return self._make_sums(needed)
+
+    def _make_sums(self, needed: Sequence[tuple[int, int]]) -> SharedSums:
         parts, arrivals = (max((n[i] for n in needed), default=0) for i in (0, 1))
         return SharedSums(
             torch.zeros(parts, dtype=torch.float32, device=self.device),
@@ -371,10 +413,7 @@ class NetworkPlan:
         )
 
     def _conv(self, op: ConvOp, *, early: bool, overlap: bool) -> Callable[[], None]:
-        tile = self._tile(op)
-        run = self.conv_launcher(op, tile, early=early, overlap=overlap)
-        self._weights_bytes += run.weight_bytes  # type: ignore[attr-defined]
-        return run
+        return self.conv_launcher(op, self._tile(op), early=early, overlap=overlap)
 
     def _pointwise(self, op: ConvertOp | AddOp | ReluOp) -> Callable[[], None]:
         out = self._values[op.out]
@@ -410,7 +449,7 @@ def plan_network(
     batch_size: int = 1,
     device: torch.device | str = "cuda",
     capacities: Sequence[int] | None = None,
-    tiles: dict[ConvShape, ConvTile] | None = None,
+    tune_on: tuple[Tensor, Tensor] | None = None,
 ) -> NetworkPlan:
     """Plan a lowered network for a device.
 
@@ -422,24 +461,39 @@ def plan_network(
         batch_size: samples of a frame.
         device: a GPU; a CPU works under Triton's interpreter alone.
         capacities: most sites of every level; by default in proportion to `max_voxels`.
-        tiles: measured tiles; the default ones where there are none.
+        tune_on: features and coordinates of a typical frame, as `NetworkPlan` takes them: what is
+            not in the cache of this chip is measured on it, once. Without it tiles of the cache are
+            taken where there are some, and reasoned ones elsewhere.
 
     Raises:
         GraphError: the network holds what is not lowered, or returns more than dense maps.
-        GeometryError: a kernel that column maps cannot express.
+        GeometryError: a kernel that column maps cannot express, or a frame that does not fit.
     """
     where = torch.device(device)
     program = read_program(engine, spatial_shape, in_channels)
-    plan = NetworkPlan(
-        program,
-        batch_size=batch_size,
-        max_voxels=max_voxels,
-        device=where,
-        tiles=tiles,
-        capacities=capacities,
-    )
-    if where.type == "cuda":
-        plan.capture()
+
+    def make(tiles: Tiles) -> NetworkPlan:
+        return NetworkPlan(
+            program,
+            batch_size=batch_size,
+            max_voxels=max_voxels,
+            device=where,
+            tiles=tiles,
+            capacities=capacities,
+        )
+
+    if where.type != "cuda":
+        return make({})
+    path = cache_file(where)
+    tiles = load_tiles(path)
+    plan = make(tiles)
+    if tune_on is not None:
+        plan(*tune_on)
+        measured = plan.tune()
+        if measured:
+            store_tiles(path, measured)
+            plan = make({**tiles, **measured})
+    plan.capture()
     return plan
 
 

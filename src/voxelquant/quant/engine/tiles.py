@@ -10,6 +10,8 @@ import triton
 
 from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile
 
+MAX_SPLITS = 3
+
 
 @dataclass(frozen=True)
 class ConvShape:
@@ -21,6 +23,7 @@ class ConvShape:
         columns: columns of its kernel map.
         kz: taps of a column.
         format: what it reads: `fp16`, `int8` or `fp8`.
+        rows: output rows that were planned for, rounded up to a power of two.
     """
 
     c_in: int
@@ -28,6 +31,7 @@ class ConvShape:
     columns: int
     kz: int
     format: str
+    rows: int
 
     @property
     def least_k(self) -> int:
@@ -53,35 +57,39 @@ def default_tile(shape: ConvShape) -> ConvTile:
     return ConvTile(64, block_n, block_k, "tap", 4, 3)
 
 
-def candidates(shape: ConvShape) -> Iterator[ConvTile]:
-    """Tiles that are worth a measurement."""
+def candidates(shape: ConvShape, rows: int, processors: int) -> Iterator[ConvTile]:
+    """Tiles that are worth a measurement.
+
+    Args:
+        shape: the convolution.
+        rows: output rows of the frame at hand.
+        processors: multiprocessors of the device.
+    """
     yield default_tile(shape)
     full_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
     widths = (full_n, full_n // 2) if full_n == 128 else (full_n,)
     for block_m in (64, 128):
         for block_n in widths:
+            tiles = triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, block_n)
+            # Deep layers have fewer tiles than would fill the device.
+            splits = range(1, MAX_SPLITS + 1) if tiles < 4 * processors and shape.columns >= 3 else range(1, 2)
             for num_warps in (4, 8):
-                for num_stages in (2, 3, 4):
-                    for tile in _whole(shape, block_m, block_n, num_warps, num_stages):
-                        yield tile
-                        # Deep layers have fewer tiles than a GPU has multiprocessors.
-                        if shape.c_out >= 64 and shape.columns >= 3:
-                            yield dataclasses.replace(tile, splits=2)
-                            yield dataclasses.replace(tile, splits=3)
+                for tile in _whole(shape, block_m, block_n, num_warps):
+                    for split in splits:
+                        yield dataclasses.replace(tile, splits=split)
 
 
-def _whole(
-    shape: ConvShape, block_m: int, block_n: int, num_warps: int, num_stages: int
-) -> Iterator[ConvTile]:
-    if shape.c_in <= 32:
-        yield _together(shape, block_m, block_n, num_warps, num_stages)
+def _whole(shape: ConvShape, block_m: int, block_n: int, num_warps: int) -> Iterator[ConvTile]:
     widest = max(triton.next_power_of_2(shape.c_in), shape.least_k)
-    if widest <= 128:
-        yield ConvTile(block_m, block_n, widest, "tap", num_warps, num_stages)
-    if widest <= 64:
-        yield ConvTile(block_m, block_n, widest, "column", num_warps, num_stages)
-    if widest >= 128:
-        yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
+    for num_stages in (2, 3):
+        if shape.c_in <= 32:
+            yield _together(shape, block_m, block_n, num_warps, num_stages)
+        if widest <= 64:
+            yield ConvTile(block_m, block_n, widest, "column", num_warps, num_stages)
+    for num_stages in (3, 4):
+        yield ConvTile(block_m, block_n, min(widest, 128), "tap", num_warps, num_stages)
+        if widest >= 128:
+            yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
 
 
 def _together(
