@@ -23,6 +23,7 @@ class ConvShape:
         columns: columns of its kernel map.
         kz: taps of a column.
         format: what it reads: `fp16`, `int8` or `fp8`.
+        result: format that it writes; what stores are wide decides how rows are read, too.
         rows: output rows that were planned for, rounded up to a power of two.
     """
 
@@ -31,6 +32,7 @@ class ConvShape:
     columns: int
     kz: int
     format: str
+    result: str
     rows: int
 
     @property
@@ -68,12 +70,12 @@ def candidates(shape: ConvShape, rows: int, processors: int) -> Iterator[ConvTil
     yield default_tile(shape)
     full_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
     widths = (full_n, full_n // 2) if full_n == 128 else (full_n,)
-    for block_m in (64, 128):
+    for block_m in (64, 128, 256):
         for block_n in widths:
             tiles = triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, block_n)
             # Deep layers have fewer tiles than would fill the device.
             splits = range(1, MAX_SPLITS + 1) if tiles < 4 * processors and shape.columns >= 3 else range(1, 2)
-            for num_warps in (4, 8):
+            for num_warps in (4, 8) if block_m < 256 else (8,):
                 for tile in _whole(shape, block_m, block_n, num_warps):
                     for split in splits:
                         yield dataclasses.replace(tile, splits=split)

@@ -207,7 +207,7 @@ def _map_rows(
     y = (line - b * size_y).to(tl.int32)
     level_words = words_ptr + tl.load(spec_ptr + 6)
     level_ranks = ranks_ptr + tl.load(spec_ptr + 6)
-    in_bits = tl.load(spec_ptr + 7)
+    in_bits = tl.load(spec_ptr + 7).to(cell.dtype)  # 32 bits, unless the grid has more
     in_z = tl.load(spec_ptr + 8).to(tl.int32)
     in_y_size = tl.load(spec_ptr + 9).to(tl.int32)
     in_x_size = tl.load(spec_ptr + 10).to(tl.int32)
@@ -233,7 +233,7 @@ def _map_rows(
         in_x, valid_x = _seen(x, tap_x, stride_x, padding_x, dilation_x, in_x_size, inverse)
         wanted = there & (tap_y < kernel_y)
         seen = wanted & valid_y & valid_x
-        first_cell = ((b.to(tl.int64) * in_y_size + in_y) * in_x_size + in_x) * in_bits
+        first_cell = ((b * in_y_size + in_y) * in_x_size + in_x) * in_bits
         if inverse:
             entry = _coarse_entry(
                 level_words, level_ranks, first_cell, z, in_z, kernel_z, stride_z, padding_z, seen

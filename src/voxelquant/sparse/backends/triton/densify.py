@@ -15,7 +15,7 @@ from voxelquant.sparse.backends.triton.overlap import (
     gdc_wait,
 )
 
-_BLOCK_X = 64
+_BLOCK_X = 128
 _BLOCK_C = 32
 _ROWS = 128
 

@@ -232,7 +232,10 @@ class SiteIndex:
         return tuple(table)
 
     def _level_table(self) -> tuple[int, ...]:
-        """`[levels, 8]` flat: first word, bits of a column, grid, steps, most cells in y, in x."""
+        """`[levels, 9]` flat: first word, bits of a column, grid, steps, most cells in y, in x, parent.
+
+        Where the parent is not the level before, -2 stands for it.
+        """
         table: list[int] = []
         for number, level in enumerate(self.levels):
             reach = [1, 1, 1]
@@ -246,7 +249,16 @@ class SiteIndex:
                     for r, k, s in zip(reach, g.kernel_size, g.stride, strict=True)
                 ]
             first = self.first_words[number]
-            table += [first, level.column_bits, *level.spatial_shape, len(path), *reach[1:]]
+            parent = -1 if level.parent is None else level.parent
+            follows = parent if parent == number - 1 else -2
+            table += [
+                first,
+                level.column_bits,
+                *level.spatial_shape,
+                len(path),
+                *reach[1:],
+                follows,
+            ]
         return tuple(table)
 
     def _block_table(self) -> list[list[int]]:
@@ -299,8 +311,16 @@ def _mark_sites(
     outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
     tl.atomic_or(flags_ptr, outside.to(tl.int64), mask=outside > 0)
     there &= inside
+    # Whoever marks nothing new has nothing to hand on: all that its box on a level reaches is
+    # reached from whoever marked those cells first. So few are left for the coarse levels, where
+    # thousands of sites would otherwise meet in one word.
+    first = there
     for level in tl.static_range(N_LEVELS):
-        _mark_level(words_ptr, b, z, y, x, there, STEPS, LEVELS, level, MAX_DEPTH, MULTI_WORD)
+        if LEVELS[level * 9 + 8] != level - 1:
+            first = there
+        first = _mark_level(
+            words_ptr, b, z, y, x, first, STEPS, LEVELS, level, MAX_DEPTH, MULTI_WORD
+        )
 
 
 @triton.jit
@@ -317,19 +337,21 @@ def _mark_level(
     MAX_DEPTH: tl.constexpr,
     MULTI_WORD: tl.constexpr,
 ):
-    FIRST_WORD: tl.constexpr = LEVELS[LEVEL * 8 + 0]
-    COLUMN_BITS: tl.constexpr = LEVELS[LEVEL * 8 + 1]
-    SIZE_Y: tl.constexpr = LEVELS[LEVEL * 8 + 3]
-    SIZE_X: tl.constexpr = LEVELS[LEVEL * 8 + 4]
-    DEPTH: tl.constexpr = LEVELS[LEVEL * 8 + 5]
-    REACH_Y: tl.constexpr = LEVELS[LEVEL * 8 + 6]
-    REACH_X: tl.constexpr = LEVELS[LEVEL * 8 + 7]
+    """Mark what sites reach on one level; returns which of them marked something new."""
+    FIRST_WORD: tl.constexpr = LEVELS[LEVEL * 9 + 0]
+    COLUMN_BITS: tl.constexpr = LEVELS[LEVEL * 9 + 1]
+    SIZE_Y: tl.constexpr = LEVELS[LEVEL * 9 + 3]
+    SIZE_X: tl.constexpr = LEVELS[LEVEL * 9 + 4]
+    DEPTH: tl.constexpr = LEVELS[LEVEL * 9 + 5]
+    REACH_Y: tl.constexpr = LEVELS[LEVEL * 9 + 6]
+    REACH_X: tl.constexpr = LEVELS[LEVEL * 9 + 7]
     z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = z, z, y, y, x, x
     for step in tl.static_range(DEPTH):
         z_lo, z_hi = _reach(z_lo, z_hi, STEPS, (LEVEL * MAX_DEPTH + step) * 12)
         y_lo, y_hi = _reach(y_lo, y_hi, STEPS, (LEVEL * MAX_DEPTH + step) * 12 + 4)
         x_lo, x_hi = _reach(x_lo, x_hi, STEPS, (LEVEL * MAX_DEPTH + step) * 12 + 8)
         there &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
+    is_new = there & False
     for dy in tl.static_range(REACH_Y):
         for dx in tl.static_range(REACH_X):
             column = (b * SIZE_Y + y_lo + dy).to(tl.int64) * SIZE_X + x_lo + dx
@@ -340,13 +362,15 @@ def _mark_level(
             upto = tl.where(last >> 6 == word, last & 63, 63)
             run = ((bits_below(upto) << 1) | 1) & ~bits_below(first & 63)
             reached = there & (y_lo + dy <= y_hi) & (x_lo + dx <= x_hi)
-            _set_bits(words_ptr + FIRST_WORD + word, run, reached)
+            is_new |= _set_bits(words_ptr + FIRST_WORD + word, run, reached)
             if MULTI_WORD:
                 while tl.max((reached & (word < last >> 6)).to(tl.int32), 0) > 0:
                     word += 1
                     upto = tl.where(last >> 6 == word, last & 63, 63)
                     run = (bits_below(upto) << 1) | 1
-                    _set_bits(words_ptr + FIRST_WORD + word, run, reached & (word <= last >> 6))
+                    rest = reached & (word <= last >> 6)
+                    is_new |= _set_bits(words_ptr + FIRST_WORD + word, run, rest)
+    return is_new
 
 
 @triton.jit
@@ -362,9 +386,12 @@ def _reach(lo, hi, STEPS: tl.constexpr, AT: tl.constexpr):
 
 @triton.jit
 def _set_bits(ptr, bits, mask):
+    """Set bits of words; returns where one was not set before."""
     # Most bits are set already: looking first spares the atomic. A stale look only repeats it.
     old = tl.load(ptr, mask=mask, other=0).to(tl.uint64, bitcast=True)
-    tl.atomic_or(ptr, bits.to(tl.int64, bitcast=True), mask=mask & ((old & bits) != bits))
+    missing = mask & ((old & bits) != bits)
+    before = tl.atomic_or(ptr, bits.to(tl.int64, bitcast=True), mask=missing)
+    return missing & ((before.to(tl.uint64, bitcast=True) & bits) != bits)
 
 
 @triton.jit
