@@ -184,7 +184,7 @@ class NetworkPlan:
         """
         if self._graph is not None:
             # The graph's last act is to send the flags here: no second wait to fetch them.
-            torch.cuda.current_stream(self.device).synchronize()
+            torch.cuda.synchronize(self.device)
             if int(self._flags_here) == 0:
                 return
         reason = self.index.explain()
