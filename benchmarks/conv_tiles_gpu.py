@@ -98,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, nargs="+", help="of either side; default: any")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    features, coords, frame = load_frame(arguments.frame)
-    features, coords = features[: arguments.voxels], coords[: arguments.voxels]
+    loaded = load_frame(arguments.frame)
+    frame = loaded.name
+    features = loaded.features[: arguments.voxels]
+    coords = loaded.coords_bzyx[: arguments.voxels]
     batch = make_batch(features, coords, arguments.batch, arguments.device)
     rows: dict[GemmShape, dict] = {}
     for name in arguments.dtypes:

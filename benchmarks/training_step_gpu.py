@@ -215,8 +215,10 @@ def measure(arguments: argparse.Namespace, features: Tensor, coords: Tensor) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     torch.manual_seed(0)
-    features, coords, frame = load_frame(arguments.frame)
-    features, coords = features[: arguments.voxels], coords[: arguments.voxels]
+    loaded = load_frame(arguments.frame)
+    frame = loaded.name
+    features = loaded.features[: arguments.voxels]
+    coords = loaded.coords_bzyx[: arguments.voxels]
     print(f"{frame}, {len(coords)} voxels, batch {arguments.batch}")
     result = measure(arguments, features, coords)
     facts = {

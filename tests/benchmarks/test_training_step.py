@@ -41,7 +41,8 @@ def test_a_batch_is_the_frame_several_times(benchmark: Any) -> None:
 
 
 def test_a_wrong_gradient_ends_the_run(benchmark: Any, tmp_path: Path) -> None:
-    features, coords, _ = benchmark.load_frame(tmp_path / "absent.npz")
+    frame = benchmark.load_frame(tmp_path / "absent.npz")
+    features, coords = frame.features, frame.coords_bzyx
     batch = benchmark.make_batch(features[:400], coords[:400], 1, "cpu")
     config = benchmark.BackboneConfig(in_channels=5, channels=benchmark.CHANNELS)
     net = benchmark.SpMiddleResNetFHD(config).train()
