@@ -1,4 +1,4 @@
-"""Where the tensors between kernels lie: one piece of memory, places reused after the last reader."""
+"""Where the tensors between kernels lie: one piece of memory, reused after the last reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network planned once for a device and an upper bound of voxels, then replayed frame by frame."""
+"""A network planned once for a device and a bound of voxels, then replayed frame by frame."""
 
 from __future__ import annotations
 
@@ -7,43 +7,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import triton
 from torch import Tensor, nn
 
 from voxelquant.errors import GeometryError
+from voxelquant.quant.engine.launches import Launches
 from voxelquant.quant.engine.memory import place_values
 from voxelquant.quant.engine.program import (
-    AddOp,
     ConvertOp,
     ConvOp,
     DenseOp,
     Op,
     Program,
-    ReluOp,
     read_program,
 )
-from voxelquant.quant.engine.tiles import MAX_SPLITS, ConvShape, default_tile, padded_channels
+from voxelquant.quant.engine.tiles import ConvShape
 from voxelquant.quant.engine.tuning import (
-    Launcher,
     Tiles,
     cache_file,
-    fastest_tiles,
     load_tiles,
     store_tiles,
 )
-from voxelquant.quant.int8_modules import CodeSparseConv3d
 from voxelquant.sparse import Triple
 from voxelquant.sparse.backends.triton.column_map import ColumnMaps, MapSpec
-from voxelquant.sparse.backends.triton.densify import densify, order_features
-from voxelquant.sparse.backends.triton.epilogue import format_name
+from voxelquant.sparse.backends.triton.densify import order_features
 from voxelquant.sparse.backends.triton.implicit_gemm import (
     ConvTile,
-    Fusion,
-    SharedSums,
-    launch_conv,
-    pack_weight,
 )
-from voxelquant.sparse.backends.triton.pointwise import add_rows, convert_rows
 from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
 
 StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
@@ -98,7 +87,6 @@ class NetworkPlan:
         self.batch_size = batch_size
         self.max_voxels = max_voxels
         self.device = device
-        self.tiles = tiles or {}
         sizes = capacities or _default_capacities(program, max_voxels)
         levels = tuple(
             LevelGrid(level.spatial_shape, size, level.parent, level.geometry)
@@ -126,8 +114,15 @@ class NetworkPlan:
             torch.zeros((batch_size, *shape), dtype=torch.float16, device=device)
             for shape in program.dense_shapes
         )
-        self._weights_bytes = 0
-        self._shared_sums = self._allocate_sums()
+        places = [self._map_order.index(number) for number in range(len(program.maps))]
+        self.launches = Launches(
+            program,
+            self.index,
+            entries=[self.maps.entries[place] for place in places],
+            values=self._values,
+            outputs=self.outputs,
+            tiles=tiles or {},
+        )
         self.stages = tuple(self._stages())
         self._graph: torch.cuda.CUDAGraph | None = None
         pinned = device.type == "cuda"
@@ -224,14 +219,15 @@ class NetworkPlan:
     @property
     def memory_bytes(self) -> dict[str, int]:
         """Memory held, by what it is for; nothing is allocated while frames run."""
+        sums = self.launches.shared_sums
         return {
-            "inputs": sum(_bytes(t) for t in (self.coords_bzyx, self.features, self.count)),
+            "inputs": sum(t.nbytes for t in (self.coords_bzyx, self.features, self.count)),
             "index": self.index.bytes,
             "maps": self.maps.bytes,
             "features": self._arena_bytes,
-            "partial sums": _bytes(self._shared_sums.parts) + _bytes(self._shared_sums.arrivals),
-            "weights": self._weights_bytes,
-            "outputs": sum(_bytes(t) for t in self.outputs),
+            "partial sums": sums.parts.nbytes + sums.arrivals.nbytes,
+            "weights": self.launches.weights_bytes,
+            "outputs": sum(t.nbytes for t in self.outputs),
         }
 
     def _allocate(self) -> list[Tensor]:
@@ -283,170 +279,29 @@ class NetworkPlan:
         for name, op in zip(self.program.names, self.program.ops, strict=True):
             joins = not joined and self._needs_far(op)
             joined |= joins
+            if joins and not isinstance(op, ConvOp):
+                # Launches that overlap have one predecessor; this one has none of that kind.
+                stages.append(Stage("join", "maps", self._meet, joins=True))
+                joins = False
             if isinstance(op, ConvOp):
-                run = self._conv(op, early=not fresh and not joins, overlap=not joins)
+                run = self.launches.conv(op, early=not fresh and not joins, overlap=not joins)
                 stages.append(Stage(name, "conv", run, joins=joins))
                 fresh = False
             elif isinstance(op, DenseOp):
-                stages.append(Stage(name, "densify", self._dense(op), joins=joins))
+                stages.append(Stage(name, "densify", self.launches.dense(op)))
             else:
-                stages.append(Stage(name, "pointwise", self._pointwise(op), joins=joins))
+                stages.append(Stage(name, "pointwise", self.launches.pointwise(op)))
         return stages
+
+    def _meet(self) -> None:
+        """A launch that changes nothing."""
+        self.count.add_(0)
 
     def _needs_far(self, op: Op) -> bool:
         """Whether an operation needs a map or a list that is built beside the first ones."""
         if isinstance(op, ConvOp):
             return self._map_order.index(op.map) >= self._near
         return self.program.values[op.x if isinstance(op, DenseOp) else op.out].level > 0
-
-    def conv_shape(self, op: ConvOp) -> ConvShape:
-        """What the tile of a convolution depends on."""
-        kernel = self.program.maps[op.map].geometry.kernel_size
-        weight = _weight(op)
-        return ConvShape(
-            c_in=weight.shape[4],
-            c_out=weight.shape[0],
-            columns=kernel[1] * kernel[2],
-            kz=kernel[0],
-            format=format_name(self.program.values[op.x].dtype),
-            result=format_name(self.program.values[op.out].dtype),
-            rows=triton.next_power_of_2(self._out_level(op).capacity),
-        )
-
-    def _out_level(self, op: ConvOp) -> LevelGrid:
-        return self.index.levels[self.program.maps[op.map].out_level]
-
-    def conv_launcher(
-        self,
-        op: ConvOp,
-        tile: ConvTile,
-        *,
-        early: bool = False,
-        overlap: bool = True,
-        shared_sums: SharedSums | None = None,
-    ) -> Callable[[], None]:
-        """A launch of a convolution with a tile, on the buffers of this plan."""
-        conv = op.conv
-        shape = self.conv_shape(op)
-        made = self.program.maps[op.map]
-        weight = _weight(op).to(self.device)
-        if weight.dtype == torch.float8_e4m3fn:
-            weight = weight.to(torch.float16)
-        packed = pack_weight(weight, padded_channels(shape, tile))
-        self._weights_bytes += _bytes(packed)
-        add = op.add
-        result = format_name(self.program.values[op.out].dtype)
-        own = "fp16" if conv.output_scale is None else format_name(conv.output_fmt.dtype)
-        scales: tuple[Tensor | None, ...] = (conv.output_scale, None, None, None)
-        fusion = Fusion(relu=conv.relu, own=own)
-        if add is not None:
-            assert op.residual is not None
-            operands = (add.operand_a, add.operand_b)
-            pair = (operands[op.own_operand], operands[1 - op.own_operand])
-            steps = [o.scales[-1] if o.count else None for o in pair]
-            scales = (conv.output_scale, *steps, add.output_scale)
-            residual_format = format_name(self.program.values[op.residual].dtype)
-            fusion = Fusion(conv.relu, own, residual_format, add.relu, result)
-        on_device = [None if s is None else s.to(self.device) for s in scales]
-        multiplier = None
-        if isinstance(conv, CodeSparseConv3d):
-            multiplier = conv.multiplier.to(self.device)
-        bias = None if conv.bias is None else conv.bias.to(self.device)
-        x, out = self._values[op.x], self._values[op.out]
-        residual = None if op.residual is None else self._values[op.residual]
-        count = self.index.counts[made.out_level : made.out_level + 1]
-        sums = shared_sums or self._shared_sums
-        entries = self.maps.entries[self._map_order.index(op.map)]
-
-        def run() -> None:
-            launch_conv(
-                tile,
-                fusion,
-                x=x,
-                packed=packed,
-                entries=entries,
-                count=count,
-                out=out,
-                kz=shape.kz,
-                c_in=shape.c_in,
-                inverse=made.inverse,
-                multiplier=multiplier,
-                bias=bias,
-                scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
-                residual=residual,
-                shared_sums=sums,
-                early=early,
-                overlap=overlap,
-            )
-
-        return run
-
-    def tune(self) -> Tiles:
-        """Tiles of the convolutions whose best is not known, measured on the frame that ran last."""
-        counts = self.index.counts.tolist()
-        wanted: dict[ConvShape, tuple[Launcher, int]] = {}
-        for op in self.program.ops:
-            if isinstance(op, ConvOp) and self.conv_shape(op) not in self.tiles:
-                rows = counts[self.program.maps[op.map].out_level]
-                wanted.setdefault(self.conv_shape(op), (self._tuning_launcher(op), rows))
-        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        return fastest_tiles(wanted, processors) if wanted else {}
-
-    def _tuning_launcher(self, op: ConvOp) -> Launcher:
-        capacity, c_out = self._out_level(op).capacity, self.conv_shape(op).c_out
-        widest = ConvTile(16, 16, 16, "tap", 1, 1, splits=MAX_SPLITS)
-        sums = self._make_sums([SharedSums.elements(widest, capacity, c_out)])
-        return lambda tile: self.conv_launcher(op, tile, early=True, shared_sums=sums)
-
-    def _tile(self, op: ConvOp) -> ConvTile:
-        shape = self.conv_shape(op)
-        return self.tiles.get(shape) or default_tile(shape)
-
-    def _allocate_sums(self) -> SharedSums:
-        needed = [
-            SharedSums.elements(
-                self._tile(op),
-                self._out_level(op).capacity,
-                self.conv_shape(op).c_out,
-            )
-            for op in self.program.ops
-            if isinstance(op, ConvOp)
-        ]
-        return self._make_sums(needed)
-
-    def _make_sums(self, needed: Sequence[tuple[int, int]]) -> SharedSums:
-        parts, arrivals = (max((n[i] for n in needed), default=0) for i in (0, 1))
-        return SharedSums(
-            torch.zeros(parts, dtype=torch.float32, device=self.device),
-            torch.zeros(arrivals, dtype=torch.int32, device=self.device),
-        )
-
-    def _conv(self, op: ConvOp, *, early: bool, overlap: bool) -> Callable[[], None]:
-        return self.conv_launcher(op, self._tile(op), early=early, overlap=overlap)
-
-    def _pointwise(self, op: ConvertOp | AddOp | ReluOp) -> Callable[[], None]:
-        out = self._values[op.out]
-        level = self.program.values[op.out].level
-        count = self.index.counts[level : level + 1]
-        if isinstance(op, AddOp):
-            a, b = self._values[op.a], self._values[op.b]
-            operands = (op.add.operand_a, op.add.operand_b)
-            steps = [o.scales[-1].to(self.device) if o.count else None for o in operands]
-            result = op.add.output_scale
-            scales = (steps[0], steps[1], None if result is None else result.to(self.device))
-            relu = op.add.relu
-            return lambda: add_rows(a, b, count, out, relu=relu, scales=scales)
-        x = self._values[op.x]
-        if isinstance(op, ReluOp):
-            return lambda: convert_rows(x, count, out, relu=True)
-        steps_in_turn = torch.stack([s.to(self.device) for s in op.scales])
-        codes = format_name(op.codes)
-        return lambda: convert_rows(x, count, out, scales=steps_in_turn, codes=codes)
-
-    def _dense(self, op: DenseOp) -> Callable[[], None]:
-        x, out = self._values[op.x], self.outputs[op.output]
-        level = self.program.values[op.x].level
-        return lambda: densify(self.index, level, x, out)
 
 
 def plan_network(
@@ -498,7 +353,7 @@ def plan_network(
     plan = make(tiles)
     if tune_on is not None:
         plan(*tune_on)
-        measured = plan.tune()
+        measured = plan.launches.tune()
         if measured:
             store_tiles(path, measured)
             plan = make({**tiles, **measured})
@@ -516,13 +371,3 @@ def _default_capacities(program: Program, max_voxels: int) -> list[int]:
         max(int(max_voxels * _SITES_BY_DEPTH[min(depth, last)]), max_voxels if depth == 0 else 4096)
         for depth in depths
     ]
-
-
-def _weight(op: ConvOp) -> Tensor:
-    """`[c_out, kz, ky, kx, c_in]` codes or float16."""
-    conv = op.conv
-    return conv.weight_q if isinstance(conv, CodeSparseConv3d) else conv.weight
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

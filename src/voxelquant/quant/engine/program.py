@@ -93,7 +93,7 @@ class ConvOp:
 
 @dataclass(frozen=True)
 class ConvertOp:
-    """A tensor taken through steps to what a layer computes with: codes, or fp16 values of codes."""
+    """A tensor taken through steps to what a layer computes with: codes, or their values."""
 
     x: int
     out: int
@@ -278,9 +278,7 @@ class _Reader:
         out = self._new_value(node, Value(value.level, value.channels, _stored(add)))
         self._append(node.path, AddOp(add, a, b, out))
 
-    def _operand(
-        self, path: str, traced: int, operand: Operand, codes: torch.dtype | None
-    ) -> int:
+    def _operand(self, path: str, traced: int, operand: Operand, codes: torch.dtype | None) -> int:
         """Value that a layer computes with, converted first where it is stored otherwise."""
         x = self.value_of[traced]
         value = self.program.values[x]

@@ -74,7 +74,11 @@ def candidates(shape: ConvShape, rows: int, processors: int) -> Iterator[ConvTil
         for block_n in widths:
             tiles = triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, block_n)
             # Deep layers have fewer tiles than would fill the device.
-            splits = range(1, MAX_SPLITS + 1) if tiles < 4 * processors and shape.columns >= 3 else range(1, 2)
+            splits = (
+                range(1, MAX_SPLITS + 1)
+                if tiles < 4 * processors and shape.columns >= 3
+                else range(1, 2)
+            )
             for num_warps in (4, 8) if block_m < 256 else (8,):
                 for tile in _whole(shape, block_m, block_n, num_warps):
                     for split in splits:

@@ -1,4 +1,4 @@
-"""Which tile is fastest: measured once on a frame, kept on disk for this chip and these versions."""
+"""Which tile is fastest: measured once on a frame, kept on disk for a chip and versions."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ def _compile_all(runs: list[Callable[[], None]]) -> None:
     """Compile in threads, as many as there are cores; launches then find their kernels made."""
     kernel: Any = implicit_gemm.conv_kernel
     launch = kernel.run
-    kernel.run = lambda *args, grid, warmup, **named: launch(
-        *args, grid=grid, warmup=True, **named
-    )
+    kernel.run = lambda *args, grid, warmup, **named: launch(*args, grid=grid, warmup=True, **named)
     try:
         with (
             ThreadPoolExecutor(os.cpu_count()) as threads,

@@ -12,10 +12,9 @@ def popcount64(word):
     """Number of set bits of uint64 words, int32."""
     if _INTERPRETED:
         return popcount64_by_sums(word)
-    else:
-        return tl.inline_asm_elementwise(
-            "popc.b64 $0, $1;", "=r,l", [word], dtype=tl.int32, is_pure=True, pack=1
-        )
+    return tl.inline_asm_elementwise(
+        "popc.b64 $0, $1;", "=r,l", [word], dtype=tl.int32, is_pure=True, pack=1
+    )
 
 
 @triton.jit

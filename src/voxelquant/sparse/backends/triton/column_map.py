@@ -1,6 +1,6 @@
 """Kernel maps by columns: what an output site sees of a column of cells, in one number.
 
-Rows are ordered along z within a column, so the sites that a kernel of `kz` taps finds in one column
+Rows are ordered along z within a column, so the sites that a kernel of `kz` taps finds in a column
 are consecutive rows. An entry holds the first of them and one bit for each tap, `row << kz | bits`:
 nine numbers say what a table of 27 taps says.
 """
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
-from voxelquant.sparse.backends.triton.site_index import SiteIndex
 from voxelquant.sparse.backends.triton.overlap import (
     LAUNCH,
     OVERLAP,
     gdc_launch_dependents,
     gdc_wait,
 )
+from voxelquant.sparse.backends.triton.site_index import SiteIndex
 from voxelquant.sparse.conv_geometry import ConvGeometry
 
 MAX_KERNEL_Z = 4
@@ -286,9 +286,7 @@ def _fine_entry(words_ptr, ranks_ptr, first_cell, z0, size_z, kernel_z, seen):
 
 
 @triton.jit
-def _coarse_entry(
-    words_ptr, ranks_ptr, first_cell, z, size_z, kernel_z, stride_z, padding_z, seen
-):
+def _coarse_entry(words_ptr, ranks_ptr, first_cell, z, size_z, kernel_z, stride_z, padding_z, seen):
     """Taps lead downwards here: a later tap reads a lower cell.
 
     Cells o with `s * o = z + p - t` for t = kernel_z - 1 ... 0 are consecutive; their bits are

@@ -7,13 +7,13 @@ import triton.language as tl
 from torch import Tensor
 
 from voxelquant.sparse.backends.triton.bits import bits_below, popcount64
-from voxelquant.sparse.backends.triton.site_index import SiteIndex
 from voxelquant.sparse.backends.triton.overlap import (
     LAUNCH,
     OVERLAP,
     gdc_launch_dependents,
     gdc_wait,
 )
+from voxelquant.sparse.backends.triton.site_index import SiteIndex
 
 _BLOCK_X = 128
 _BLOCK_C = 32

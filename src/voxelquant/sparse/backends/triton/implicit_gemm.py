@@ -270,8 +270,7 @@ def _factor(stored, FORMAT: tl.constexpr):
     """
     if FORMAT == "fp8":
         return stored.to(tl.float8e4nv, bitcast=True).to(tl.float16)
-    else:
-        return stored
+    return stored
 
 
 @triton.jit

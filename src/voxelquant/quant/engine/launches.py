@@ -1,0 +1,229 @@
+"""The launches of a program: each operation with its tile, its weights and its place in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from voxelquant.quant.engine.program import (
+    AddOp,
+    ConvertOp,
+    ConvOp,
+    DenseOp,
+    Program,
+    ReluOp,
+)
+from voxelquant.quant.engine.tiles import MAX_SPLITS, ConvShape, default_tile, padded_channels
+from voxelquant.quant.engine.tuning import Launcher, Tiles, fastest_tiles
+from voxelquant.quant.int8_modules import CodeSparseConv3d
+from voxelquant.sparse.backends.triton.densify import densify
+from voxelquant.sparse.backends.triton.epilogue import format_name
+from voxelquant.sparse.backends.triton.implicit_gemm import (
+    ConvTile,
+    Fusion,
+    SharedSums,
+    launch_conv,
+    pack_weight,
+)
+from voxelquant.sparse.backends.triton.pointwise import add_rows, convert_rows
+from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
+
+Launch = Callable[[], None]
+
+
+class Launches:
+    """Makes the launches of a plan; its weights are packed here.
+
+    Args:
+        program: the operations.
+        index: sites of all levels.
+        entries: kernel map of each number in `program.maps`.
+        values: `[capacity, stride]` memory of each value.
+        outputs: dense maps.
+        tiles: tile of each convolution by its shape; the default tile where there is none.
+
+    Attributes:
+        weights_bytes: bytes of the weights packed so far.
+        shared_sums: where programs that split a tile meet.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        index: SiteIndex,
+        *,
+        entries: Sequence[Tensor],
+        values: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        tiles: Tiles,
+    ) -> None:
+        self.program = program
+        self.index = index
+        self.entries = entries
+        self.values = values
+        self.outputs = outputs
+        self.tiles = tiles
+        self.device = index.words.device
+        self.weights_bytes = 0
+        self.shared_sums = self._allocate_sums()
+
+    def conv_shape(self, op: ConvOp) -> ConvShape:
+        """What the tile of a convolution depends on."""
+        kernel = self.program.maps[op.map].geometry.kernel_size
+        weight = _weight(op)
+        return ConvShape(
+            c_in=weight.shape[4],
+            c_out=weight.shape[0],
+            columns=kernel[1] * kernel[2],
+            kz=kernel[0],
+            format=format_name(self.program.values[op.x].dtype),
+            result=format_name(self.program.values[op.out].dtype),
+            rows=triton.next_power_of_2(self._out_level(op).capacity),
+        )
+
+    def _out_level(self, op: ConvOp) -> LevelGrid:
+        return self.index.levels[self.program.maps[op.map].out_level]
+
+    def conv_launcher(
+        self,
+        op: ConvOp,
+        tile: ConvTile,
+        *,
+        early: bool = False,
+        overlap: bool = True,
+        shared_sums: SharedSums | None = None,
+    ) -> Launch:
+        """A launch of a convolution with a tile, on the buffers of this plan."""
+        conv = op.conv
+        shape = self.conv_shape(op)
+        made = self.program.maps[op.map]
+        weight = _weight(op).to(self.device)
+        if weight.dtype == torch.float8_e4m3fn:
+            weight = weight.to(torch.float16)
+        packed = pack_weight(weight, padded_channels(shape, tile))
+        self.weights_bytes += packed.nbytes
+        add = op.add
+        result = format_name(self.program.values[op.out].dtype)
+        own = "fp16" if conv.output_scale is None else format_name(conv.output_fmt.dtype)
+        scales: tuple[Tensor | None, ...] = (conv.output_scale, None, None, None)
+        fusion = Fusion(relu=conv.relu, own=own)
+        if add is not None:
+            assert op.residual is not None
+            operands = (add.operand_a, add.operand_b)
+            pair = (operands[op.own_operand], operands[1 - op.own_operand])
+            steps = [o.scales[-1] if o.count else None for o in pair]
+            scales = (conv.output_scale, *steps, add.output_scale)
+            residual_format = format_name(self.program.values[op.residual].dtype)
+            fusion = Fusion(conv.relu, own, residual_format, add.relu, result)
+        on_device = [None if s is None else s.to(self.device) for s in scales]
+        multiplier = None
+        if isinstance(conv, CodeSparseConv3d):
+            multiplier = conv.multiplier.to(self.device)
+        bias = None if conv.bias is None else conv.bias.to(self.device)
+        x, out = self.values[op.x], self.values[op.out]
+        residual = None if op.residual is None else self.values[op.residual]
+        count = self.index.counts[made.out_level : made.out_level + 1]
+        sums = shared_sums or self.shared_sums
+        entries = self.entries[op.map]
+
+        def run() -> None:
+            launch_conv(
+                tile,
+                fusion,
+                x=x,
+                packed=packed,
+                entries=entries,
+                count=count,
+                out=out,
+                kz=shape.kz,
+                c_in=shape.c_in,
+                inverse=made.inverse,
+                multiplier=multiplier,
+                bias=bias,
+                scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
+                residual=residual,
+                shared_sums=sums,
+                early=early,
+                overlap=overlap,
+            )
+
+        return run
+
+    def tune(self) -> Tiles:
+        """Best tiles of the convolutions that have none, measured on the frame that ran last."""
+        counts = self.index.counts.tolist()
+        wanted: dict[ConvShape, tuple[Launcher, int]] = {}
+        for op in self.program.ops:
+            if isinstance(op, ConvOp) and self.conv_shape(op) not in self.tiles:
+                rows = counts[self.program.maps[op.map].out_level]
+                wanted.setdefault(self.conv_shape(op), (self._tuning_launcher(op), rows))
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        return fastest_tiles(wanted, processors) if wanted else {}
+
+    def _tuning_launcher(self, op: ConvOp) -> Launcher:
+        capacity, c_out = self._out_level(op).capacity, self.conv_shape(op).c_out
+        widest = ConvTile(16, 16, 16, "tap", 1, 1, splits=MAX_SPLITS)
+        sums = self._make_sums([SharedSums.elements(widest, capacity, c_out)])
+        return lambda tile: self.conv_launcher(op, tile, early=True, shared_sums=sums)
+
+    def _tile(self, op: ConvOp) -> ConvTile:
+        shape = self.conv_shape(op)
+        return self.tiles.get(shape) or default_tile(shape)
+
+    def _allocate_sums(self) -> SharedSums:
+        needed = [
+            SharedSums.elements(
+                self._tile(op),
+                self._out_level(op).capacity,
+                self.conv_shape(op).c_out,
+            )
+            for op in self.program.ops
+            if isinstance(op, ConvOp)
+        ]
+        return self._make_sums(needed)
+
+    def _make_sums(self, needed: Sequence[tuple[int, int]]) -> SharedSums:
+        parts, arrivals = (max((n[i] for n in needed), default=0) for i in (0, 1))
+        return SharedSums(
+            torch.zeros(parts, dtype=torch.float32, device=self.device),
+            torch.zeros(arrivals, dtype=torch.int32, device=self.device),
+        )
+
+    def conv(self, op: ConvOp, *, early: bool, overlap: bool) -> Launch:
+        """A convolution with its own tile; `early` and `overlap` as in `launch_conv`."""
+        return self.conv_launcher(op, self._tile(op), early=early, overlap=overlap)
+
+    def pointwise(self, op: ConvertOp | AddOp | ReluOp) -> Launch:
+        """A conversion, a sum or a ReLU of its own."""
+        out = self.values[op.out]
+        level = self.program.values[op.out].level
+        count = self.index.counts[level : level + 1]
+        if isinstance(op, AddOp):
+            a, b = self.values[op.a], self.values[op.b]
+            operands = (op.add.operand_a, op.add.operand_b)
+            steps = [o.scales[-1].to(self.device) if o.count else None for o in operands]
+            result = op.add.output_scale
+            scales = (steps[0], steps[1], None if result is None else result.to(self.device))
+            relu = op.add.relu
+            return lambda: add_rows(a, b, count, out, relu=relu, scales=scales)
+        x = self.values[op.x]
+        if isinstance(op, ReluOp):
+            return lambda: convert_rows(x, count, out, relu=True)
+        steps_in_turn = torch.stack([s.to(self.device) for s in op.scales])
+        codes = format_name(op.codes)
+        return lambda: convert_rows(x, count, out, scales=steps_in_turn, codes=codes)
+
+    def dense(self, op: DenseOp) -> Launch:
+        """The dense map of a value."""
+        x, out = self.values[op.x], self.outputs[op.output]
+        level = self.program.values[op.x].level
+        return lambda: densify(self.index, level, x, out)
+
+
+def _weight(op: ConvOp) -> Tensor:
+    """`[c_out, kz, ky, kx, c_in]` codes or float16."""
+    conv = op.conv
+    return conv.weight_q if isinstance(conv, CodeSparseConv3d) else conv.weight
