@@ -12,9 +12,10 @@ def popcount64(word):
     """Number of set bits of uint64 words, int32."""
     if _INTERPRETED:
         return popcount64_by_sums(word)
-    return tl.inline_asm_elementwise(
-        "popc.b64 $0, $1;", "=r,l", [word], dtype=tl.int32, is_pure=True, pack=1
-    )
+    else:
+        return tl.inline_asm_elementwise(
+            "popc.b64 $0, $1;", "=r,l", [word], dtype=tl.int32, is_pure=True, pack=1
+        )
 
 
 @triton.jit

@@ -34,11 +34,12 @@ def divide_by_step(x, step):
     """
     if _INTERPRETED:  # whose fused operations round twice
         return tl.div_rn(x, step)
-    reciprocal = tl.div_rn(1.0, step)
-    first = x * reciprocal
-    second = tl.fma(tl.fma(-first, step, x), reciprocal, first)
-    third = tl.fma(tl.fma(-second, step, x), reciprocal, second)
-    return tl.where(tl.abs(first) < _SATURATED, third, first)
+    else:
+        reciprocal = tl.div_rn(1.0, step)
+        first = x * reciprocal
+        second = tl.fma(tl.fma(-first, step, x), reciprocal, first)
+        third = tl.fma(tl.fma(-second, step, x), reciprocal, second)
+        return tl.where(tl.abs(first) < _SATURATED, third, first)
 
 
 @triton.jit
@@ -67,9 +68,10 @@ def finish(y, scale_ptr, RELU: tl.constexpr, FORMAT: tl.constexpr):
         y = tl.maximum(y, 0.0)
     if FORMAT == "int8":
         return quantize_int8(y, tl.load(scale_ptr))
-    if FORMAT == "fp8":
+    elif FORMAT == "fp8":
         return quantize_fp8(y, tl.load(scale_ptr))
-    return y.to(tl.float16)
+    else:
+        return y.to(tl.float16)
 
 
 @triton.jit
@@ -77,7 +79,8 @@ def code_value(stored, FORMAT: tl.constexpr):
     """Stored codes or values as float32."""
     if FORMAT == "fp8":
         return stored.to(tl.float8e4nv, bitcast=True).to(tl.float32)
-    return stored.to(tl.float32)
+    else:
+        return stored.to(tl.float32)
 
 
 @triton.jit

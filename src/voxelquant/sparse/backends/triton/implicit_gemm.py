@@ -270,7 +270,8 @@ def _factor(stored, FORMAT: tl.constexpr):
     """
     if FORMAT == "fp8":
         return stored.to(tl.float8e4nv, bitcast=True).to(tl.float16)
-    return stored
+    else:
+        return stored
 
 
 @triton.jit
