@@ -119,7 +119,7 @@ class ColumnMaps:
             COLUMNS=columns,
             MAPS=triton.next_power_of_2(len(specs)),
             BLOCK=_ROWS,
-            num_warps=4,
+            num_warps=2,
             **LAUNCH,
         )
 

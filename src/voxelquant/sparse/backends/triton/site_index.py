@@ -33,7 +33,7 @@ from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 
 WORD_BITS = 64
 _BLOCK_WORDS = 2048  # words whose bits one program counts
-_LIST_WORDS = 32  # a warp for itself: its loop ends with its fullest word
+_LIST_WORDS = 64  # a warp for itself: its loop ends with its fullest word
 _MARK_ROWS = 128
 FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
 
