@@ -7,19 +7,20 @@ device, without a question to the host, in one CUDA graph:
 
 - `bitmap`: occupancy bits with the count of all bits before (`backends/triton/site_index.py`);
 - `hash`: a hash table of cells, 27 look-ups (`search_hash.py`);
-- `column_hash`: a hash table of columns, 9 look-ups;
+- `column_hash`: a hash table of columns, 9 look-ups (`search_column_hash.py`);
 - `sorted`: sorted keys, a binary search for each column (`search_sorted.py`).
 
 Every way must give the sites and pairs of the reference backend before anything is timed. Each is
 planned twice: with the engine's default bound of voxels, and with the frame's own number, which a
 plan cannot know, as the best that a smaller table or a shorter sort could do. Stages are graphs of
-their own; `whole` is one graph of all. `order` puts the features into the order of rows, which a
-hash of cells has no need of. On a CPU, in Triton's interpreter, only the gate means anything.
+their own; `whole` is one graph of all; replays follow one another, so caches are warm. `order` puts
+the features into the order of rows, which a hash of cells has no need of. On a CPU, in Triton's
+interpreter, only the gate means anything.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from backbone_cpu import REAL_FRAME, SHAPE, convs_of, load_frame
 from rich.console import Console
 from rich.table import Table
 from search_bitmap import BitmapSearch
-from search_gate import require_reference
-from search_hash import ColumnHashSearch, HashSearch
+from search_column_hash import ColumnHashSearch
+from search_gate import Found, require_reference
+from search_hash import HashSearch
 from search_problem import Search, SearchProblem, make_problem
 from search_sorted import SortedSearch
 
@@ -48,7 +50,7 @@ WAYS: dict[str, Callable[[SearchProblem], Search]] = {
     "sorted": SortedSearch,
 }
 MIB = 2**20
-BETWEEN = 10  # replays in one timed interval
+BETWEEN = 10  # replays in one timed interval: events alone cost as much as a short stage
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class SearchCost:
         whole: of all in one graph.
         launches: kernels, copies and memsets of the whole; None on a CPU.
         bytes_held: tables, sites and maps.
-        bytes_peak: at most allocated while it was made and captured; None on a CPU.
+        bytes_peak: at most allocated while it was made and ran once; None on a CPU.
     """
 
     stages: dict[str, Latency]
@@ -112,46 +114,38 @@ def measure_on_cpu(search: Search, repeats: int) -> SearchCost:
 
 def measure_way(
     name: str, problem: SearchProblem, frame: BenchFrame, repeats: int
-) -> tuple[SearchCost, int]:
-    """Gate one way, then time it; also the number of pairs."""
+) -> tuple[SearchCost, Found]:
+    """Gate one way, then time it."""
     device = problem.count.device
+    if device.type != "cuda":
+        search = WAYS[name](problem)
+        found = require_reference(name, search, problem, frame)
+        return measure_on_cpu(search, repeats), found
 
     def make() -> Search:
         search = WAYS[name](problem)
         run_all(search)
         return search
 
-    if device.type != "cuda":
-        search = make()
-        pairs = require_reference(name, search, problem, frame)
-        return measure_on_cpu(search, repeats), pairs
     search, memory = measure_memory(make, device)
-    pairs = require_reference(name, search, problem, frame)
-    return measure_on_gpu(search, repeats, memory.peak), pairs
+    found = require_reference(name, search, problem, frame)
+    return measure_on_gpu(search, repeats, memory.peak), found
 
 
 def measure_case(frame: BenchFrame, max_voxels: int, repeats: int, ways: Sequence[str]) -> dict:
     """All ways on one frame or batch with one bound."""
     net = SpMiddleResNetFHD(BackboneConfig(in_channels=5, channels=(16, 16, 32, 64, 128)))
     problem = make_problem(convs_of(net), frame, max_voxels)
-    costs, pairs = {}, 0
+    costs = {}
     for name in ways:
-        costs[name], pairs = measure_way(name, problem, frame, repeats)
+        costs[name], found = measure_way(name, problem, frame, repeats)
     return {
         "batch": frame.batch_size,
         "voxels": len(frame),
         "max_voxels": max_voxels,
-        "sites": [int(n) for n in site_counts(problem, frame)],
-        "pairs": pairs,
+        **asdict(found),
         "ways": to_jsonable(costs),
     }
-
-
-def site_counts(problem: SearchProblem, frame: BenchFrame) -> list[int]:
-    """Sites of every level, by the engine's own way."""
-    search = BitmapSearch(problem)
-    search.launch_sites()
-    return search.index.counts.tolist()
 
 
 def case_table(name: str, case: dict, device: str) -> Table:
@@ -184,6 +178,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frame", type=Path, default=REAL_FRAME, help="default: real or synthetic")
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="its grid z, y, x")
     parser.add_argument("--max-voxels", type=int, default=160_000, help="bound of one frame")
+    parser.add_argument(
+        "--bounds", nargs="+", choices=["bound", "exact"], default=["bound", "exact"]
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--device", default="cuda")
@@ -207,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = {}
     for batch_size in arguments.batch:
         batch = batch_of(frame, batch_size).to(arguments.device)
-        for kind, bound in (("bound", arguments.max_voxels), ("exact", len(frame))):
+        for kind in arguments.bounds:
+            bound = arguments.max_voxels if kind == "bound" else len(frame)
             case = measure_case(batch, bound * batch_size, arguments.repeats, arguments.ways)
             cases[f"b{batch_size}_{kind}"] = case
             console.print(case_table(f"b{batch_size}_{kind}", case, where))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from search_problem import Search, SearchProblem
 from torch import Tensor
@@ -10,11 +12,18 @@ from voxelquant.recipes.bench_frames import BenchFrame
 from voxelquant.sparse import ActiveSites
 
 
-def require_reference(name: str, search: Search, problem: SearchProblem, frame: BenchFrame) -> int:
-    """Run a way once and compare all of its sites, pairs and features.
+@dataclass(frozen=True)
+class Found:
+    """What there was to find: sites of each level, and pairs of sites over all maps."""
 
-    Returns:
-        Pairs of an input and an output site, over all maps.
+    sites: list[int]
+    pairs: int
+
+
+def require_reference(
+    name: str, search: Search, problem: SearchProblem, frame: BenchFrame
+) -> Found:
+    """Run a way once and compare all of its sites, pairs and features.
 
     Raises:
         SystemExit: a level, a map or a row of features differs, or was cut at its bound.
@@ -40,7 +49,7 @@ def require_reference(name: str, search: Search, problem: SearchProblem, frame: 
         total += len(expected[1])
     if search.ordered_features is not None:
         _require_features(name, search, problem, frame)
-    return total
+    return Found([len(level.coords_bzyx) for level in sites], total)
 
 
 def _cells(problem: SearchProblem, level: int, sites: ActiveSites) -> Tensor:

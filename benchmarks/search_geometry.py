@@ -1,4 +1,4 @@
-"""Where the rivals of `kernel_map_search.py` look: boxes that sites reach, columns that taps see."""
+"""Where the rivals of `kernel_map_search.py` look: what sites reach, what taps see."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -80,7 +81,7 @@ class Search(Protocol):
         ...
 
     def table(self, number: int) -> Tensor:
-        """`[taps, n]` int64 input row of each tap and output row of a map, -1 where there is none."""
+        """`[taps, n]` int64 input row of each tap of a map, -1 where there is none."""
         ...
 
 
@@ -101,15 +102,17 @@ def make_problem(convs: list[SparseConvBase], frame: BenchFrame, max_voxels: int
             levels.append(Level(shape, here, conv.geometry))
         spec = MapSpec(here, len(levels) - 1, conv.geometry)
         specs[here, spec.out_level, conv.geometry] = spec
+    cells = [frame.batch_size * prod(level.spatial_shape) for level in levels]
     capacities = _default_capacities(Program(levels=levels), max_voxels)
+    capacities = [min(pair) for pair in zip(capacities, cells, strict=True)]
     grids = tuple(
         LevelGrid(level.spatial_shape, capacity, level.parent, level.geometry)
         for level, capacity in zip(levels, capacities, strict=True)
     )
     n, device = len(frame), frame.features.device
     width = frame.features.shape[1]
-    features = torch.zeros((max_voxels, width), dtype=torch.float16, device=device)
-    coords = torch.zeros((max_voxels, 4), dtype=torch.int32, device=device)
+    features = torch.zeros((capacities[0], width), dtype=torch.float16, device=device)
+    coords = torch.zeros((capacities[0], 4), dtype=torch.int32, device=device)
     features[:n], coords[:n] = frame.features, frame.coords_bzyx
     count = torch.tensor([n], dtype=torch.int32, device=device)
     return SearchProblem(grids, tuple(specs.values()), frame.batch_size, features, coords, count)

@@ -1,8 +1,8 @@
 """Sites and neighbours by sorted keys: one sort of everything that sites reach, nine searches.
 
-A key is the level and the cell in one number, that of the bit which `SiteIndex` would set. The
-sort has the upper bound of keys, those of the input and eight for each voxel and further level; what
-is not there sorts to the end. So nothing is asked of the host, at the price of sorting the bound
+A key is the level and the cell in one number, that of the bit which `SiteIndex` would set. The sort
+has the upper bound of keys, those of the input and eight for each voxel and further level; what is
+not there sorts to the end. So nothing is asked of the host, at the price of sorting the bound
 rather than the frame. What differs from its predecessor is a site. For each column of a kernel one
 binary search finds the first tap and the keys after it are the others (Spira, 2511.20834). Rows and
 entries are those of `ColumnMaps`, bit for bit.
@@ -149,22 +149,35 @@ def _write_reached(
         gdc_launch_dependents()
     rows, there, b, z, y, x = read_coords(coords_ptr, count_ptr, BLOCK)
     for level in tl.static_range(LEVELS):
-        z_lo, z_hi, y_lo, y_hi, x_lo, x_hi, some = reached_box(z, y, x, there, STEPS, level, LEVELS)
-        REACH_Z: tl.constexpr = TABLE[level * 9 + 4]
-        REACH_Y: tl.constexpr = TABLE[level * 9 + 5]
-        REACH_X: tl.constexpr = TABLE[level * 9 + 6]
-        for number in tl.static_range(REACH_Z * REACH_Y * REACH_X):
-            in_z = z_lo + number % REACH_Z
-            in_x = x_lo + number // REACH_Z % REACH_X
-            in_y = y_lo + number // (REACH_Z * REACH_X)
-            reached = some & (in_z <= z_hi) & (in_y <= y_hi) & (in_x <= x_hi)
-            line = b.to(tl.int64) * TABLE[level * 9 + 2] + in_y
-            key = (line * TABLE[level * 9 + 3] + in_x) * TABLE[level * 9] + in_z
-            key = tl.where(reached, key + TABLE[level * 9 + 7], sentinel)
-            place = TABLE[level * 9 + 8] + number * capacity + rows
-            tl.store(
-                reached_ptr + place, key.to(reached_ptr.dtype.element_ty), mask=rows < capacity
-            )
+        _write_level(
+            reached_ptr, capacity, sentinel, rows, b, z, y, x, there, STEPS, TABLE, level, LEVELS
+        )
+
+
+@triton.jit
+def _write_level(
+    reached_ptr, capacity, sentinel, rows, b, z, y, x, there,
+    STEPS: tl.constexpr, TABLE: tl.constexpr, LEVEL: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    COLUMN_BITS: tl.constexpr = TABLE[LEVEL * 9]
+    SIZE_Y: tl.constexpr = TABLE[LEVEL * 9 + 2]
+    SIZE_X: tl.constexpr = TABLE[LEVEL * 9 + 3]
+    REACH_Z: tl.constexpr = TABLE[LEVEL * 9 + 4]
+    REACH_Y: tl.constexpr = TABLE[LEVEL * 9 + 5]
+    REACH_X: tl.constexpr = TABLE[LEVEL * 9 + 6]
+    FIRST_KEY: tl.constexpr = TABLE[LEVEL * 9 + 7]
+    FIRST_PLACE: tl.constexpr = TABLE[LEVEL * 9 + 8]
+    z_lo, z_hi, y_lo, y_hi, x_lo, x_hi, some = reached_box(z, y, x, there, STEPS, LEVEL, LEVELS)
+    for number in tl.static_range(REACH_Z * REACH_Y * REACH_X):
+        in_z = z_lo + number % REACH_Z
+        in_x = x_lo + number // REACH_Z % REACH_X
+        in_y = y_lo + number // (REACH_Z * REACH_X)
+        reached = some & (in_z <= z_hi) & (in_y <= y_hi) & (in_x <= x_hi)
+        line = b.to(tl.int64) * SIZE_Y + in_y
+        key = (line * SIZE_X + in_x) * COLUMN_BITS + in_z + FIRST_KEY
+        key = tl.where(reached, key, sentinel).to(reached_ptr.dtype.element_ty)
+        place = FIRST_PLACE + number * capacity + rows
+        tl.store(reached_ptr + place, key, mask=rows < capacity)
 
 
 @triton.jit
