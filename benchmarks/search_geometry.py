@@ -8,7 +8,8 @@ import triton.language as tl
 from search_problem import SearchProblem
 from torch import Tensor
 
-from voxelquant.sparse.backends.triton.site_index import LevelGrid, _reach
+from voxelquant.sparse.backends.triton.site_index import LevelGrid
+from voxelquant.sparse.backends.triton.site_kernels import _reach
 
 COLUMNS = 9  # most columns of a kernel
 MAP_FIELDS = 23
