@@ -15,6 +15,7 @@ from planned_index import DEVICE
 from voxelquant.errors import GeometryError
 from voxelquant.numerics import relative_l2, sqnr_db
 from voxelquant.quant.engine.network_plan import NetworkPlan, plan_network
+from voxelquant.quant.engine.program import read_program
 from voxelquant.sparse import SparseTensor
 
 GRID, BATCH, MOST = (12, 9, 10), 3, 61
@@ -32,6 +33,8 @@ INTEGER = [
 
 
 def make_plan(engine: torch.nn.Module, capacities: list[int] | None = None) -> NetworkPlan:
+    if capacities is None:
+        capacities = [MOST] + [400] * (len(read_program(engine, GRID, 5).levels) - 1)
     return plan_network(
         engine,
         spatial_shape=GRID,
@@ -135,7 +138,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nan(engine_of, frame_of) -> Non
 
 def test_a_level_that_overflows_is_told_with_what_it_needs(engine_of, frame_of) -> None:
     engine = engine_of("residual", "int8")
-    plan = make_plan(engine, [MOST, 20, 4096])
+    plan = make_plan(engine, [MOST, 20, 400])
     with pytest.raises(GeometryError, match=r"frame of \d+ sites on level 1 .* holds 20; plan for"):
         run(plan, frame_of(MOST, 2))
     assert run(plan, frame_of(MOST, 3), check=False).isnan().all()

@@ -74,7 +74,7 @@ for name, recipe in (
         stage.run()
     op = [op for op in plan.program.ops if isinstance(op, ConvOp)][-1]
     for steps in ("tap", "column"):
-        plan.conv_launcher(op, ConvTile(64, 16, 32, steps, 4, 3, splits=3))()
+        plan.launches.conv_launcher(op, ConvTile(64, 16, 32, steps, 4, 3, splits=3))()
 print(json.dumps(ptx))
 """
 
