@@ -1,0 +1,78 @@
+"""A site index between guard zones: what lies around its buffers must stay as it was.
+
+Import it only where Triton is installed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oracles.sparse_sites import Site
+from site_levels import BATCH, CHAINS, grids
+from voxelquant.sparse.backends.triton.bits import _INTERPRETED
+from voxelquant.sparse.backends.triton.densify import order_features
+from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
+
+DEVICE = torch.device("cpu" if _INTERPRETED.value else "cuda")
+_ZONE = 64  # elements on either side
+_MARK = -0x5A5A5A5B
+
+
+class GuardedIndex:
+    """An index whose levels are those of `CHAINS[name]`."""
+
+    def __init__(self, name: str, capacity: int, capacities: list[int] | None = None) -> None:
+        shape, steps = CHAINS[name]
+        shapes = grids(name)
+        sizes = capacities or [capacity] + [z * y * x * BATCH for z, y, x in shapes[1:]]
+        levels = [LevelGrid(shape, sizes[0])]
+        for (parent, geometry), grid, size in zip(steps, shapes[1:], sizes[1:], strict=True):
+            levels.append(LevelGrid(grid, size, parent, geometry))
+        self.index = SiteIndex(tuple(levels), BATCH, DEVICE)
+        self.guarded: dict[str, Tensor] = {}
+        index: Any = self.index
+        for buffer in ("_cleared", "ranks", "_block_sums", "counts", "needed", "_all_sites"):
+            setattr(index, buffer, self.guard(buffer, getattr(index, buffer)))
+        index.words, index.flags = index._cleared[:-1], index._cleared[-1:]
+        index.sites = index._all_sites.split(sizes)
+        self.coords = torch.full((sizes[0], 4), 10**6, dtype=torch.int32, device=DEVICE)
+        self.count = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+        self.ordered = self.guard("ordered", torch.zeros(sizes[0], 1, dtype=torch.float16))
+
+    def guard(self, name: str, buffer: Tensor) -> Tensor:
+        """A buffer like this one in the middle of a larger one."""
+        mark = _MARK if not buffer.is_floating_point() else 12345.0
+        self.guarded[name] = torch.full(
+            (buffer.numel() + 2 * _ZONE,), mark, dtype=buffer.dtype, device=DEVICE
+        )
+        return self.guarded[name][_ZONE:-_ZONE].view(buffer.shape)
+
+    def run(self, coords: Tensor) -> SiteIndex:
+        """Index a frame; its number in the frame is each voxel's feature."""
+        n = len(coords)
+        self.coords.fill_(10**6)
+        self.coords[:n] = coords
+        self.count.fill_(n)
+        features = torch.arange(len(self.coords), dtype=torch.float32, device=DEVICE)[:, None]
+        self.index.launch(self.coords, self.count)
+        self.index.list_sites()
+        order_features(self.index, features, self.coords, self.count, self.ordered)
+        self.require_untouched_guards()
+        return self.index
+
+    def require_untouched_guards(self) -> None:
+        for name, buffer in self.guarded.items():
+            mark = _MARK if not buffer.is_floating_point() else 12345.0
+            zones = torch.cat([buffer[:_ZONE], buffer[-_ZONE:]])
+            assert (zones == mark).all(), f"{name}: written out of bounds"
+
+
+def decode_sites(index: SiteIndex, level: int) -> list[Site]:
+    """Sites (b, z, y, x) of the rows of a level."""
+    grid = index.levels[level]
+    cells = index.sites[level][: int(index.counts[level])].long().cpu()
+    column, z = cells // grid.column_bits, cells % grid.column_bits
+    _, size_y, size_x = grid.spatial_shape
+    b, y, x = column // (size_y * size_x), column // size_x % size_y, column % size_x
+    return [(int(s[0]), int(s[1]), int(s[2]), int(s[3])) for s in torch.stack([b, z, y, x], 1)]

@@ -1,0 +1,364 @@
+"""The planned convolution against the reference; without a GPU in Triton's interpreter.
+
+Buffers hold poison where no kernel may look: features of rows that do not exist and of columns past
+the channels, entries past the count. What it writes lies between marks.
+"""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from oracles.sparse_sites import random_sites
+from planned_index import DEVICE
+from voxelquant.numerics import (
+    add_dequantized,
+    dequantize,
+    dequantize_accumulator,
+    quantize,
+)
+from voxelquant.sparse import (
+    ConvGeometry,
+    KernelMap,
+    build_kernel_map,
+    sparse_conv_fp16,
+    sparse_conv_int8,
+)
+from voxelquant.sparse.backends.triton.implicit_gemm import (
+    ConvTile,
+    Fusion,
+    SharedSums,
+    launch_conv,
+    pack_weight,
+)
+
+SHAPE, BATCH, CAPACITY = (5, 6, 7), 3, 128
+SUBM = ConvGeometry((3, 3, 3), subm=True)
+GEOMETRIES = {
+    "kz 1": ConvGeometry((1, 3, 1), (1, 2, 1), (0, 1, 0)),
+    "kz 2": ConvGeometry((2, 2, 1), (2, 1, 1), (1, 0, 0)),
+    "kz 3": ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    "kz 4": ConvGeometry((4, 1, 2), (2, 1, 1), (2, 0, 0)),
+}
+POISON_ENTRY = 0x7FFFFFF7  # a row far outside, all taps there
+
+
+def encode(kernel_map: KernelMap, geometry: ConvGeometry, *, inverse: bool) -> Tensor:
+    """Entries of a map whose rows are in the order of columns, by loops."""
+    kz, ky, kx = geometry.kernel_size
+    table = kernel_map.table.view(kz, ky * kx, -1).tolist()
+    entries = torch.full((ky * kx, CAPACITY), POISON_ENTRY, dtype=torch.int32)
+    for column in range(ky * kx):
+        for m in range(kernel_map.n_out):
+            rows = [table[t][column][m] for t in range(kz)]
+            taps = [t for t in range(kz) if rows[t] < kernel_map.n_in]
+            first = min((rows[t] for t in taps), default=0)
+            ordered = sorted(taps, reverse=inverse)
+            assert [rows[t] for t in ordered] == list(range(first, first + len(taps)))
+            entries[column, m] = first << kz | sum(1 << t for t in taps)
+    return entries
+
+
+def by_column(coords: Tensor) -> Tensor:
+    """Coordinates sorted by (b, y, x, z), as a site index orders them."""
+    b, z, y, x = coords.long().unbind(1)
+    key = ((b * SHAPE[1] + y) * SHAPE[2] + x) * (SHAPE[0] + 1) + z
+    return coords[key.argsort()]
+
+
+def make_map(
+    geometry: ConvGeometry, n: int, *, inverse: bool = False
+) -> tuple[KernelMap, Tensor, int]:
+    """Map, its entries, rows of the input."""
+    coords = by_column(random_sites(n, SHAPE, [0, 2], n))
+    kernel_map, outputs = build_kernel_map(coords, SHAPE, BATCH, geometry)
+    if not geometry.subm:
+        order = {tuple(site): i for i, site in enumerate(outputs.tolist())}
+        rows = [order[tuple(site)] for site in by_column(outputs).tolist()]
+        kernel_map = KernelMap(kernel_map.table[:, rows].contiguous(), n)
+    if inverse:
+        kernel_map = kernel_map.transposed()
+    assert kernel_map.n_out <= CAPACITY
+    return kernel_map, encode(kernel_map, geometry, inverse=inverse), kernel_map.n_in
+
+
+@dataclass
+class Problem:
+    """Operands of one launch, on the CPU."""
+
+    geometry: ConvGeometry
+    kernel_map: KernelMap
+    entries: Tensor
+    features: Tensor
+    weight: Tensor
+    inverse: bool = False
+    bias: Tensor = field(default_factory=lambda: torch.zeros(0))
+    multiplier: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @staticmethod
+    def make(
+        geometry: ConvGeometry,
+        n: int,
+        channels: tuple[int, int],
+        *,
+        integer: bool,
+        inverse: bool = False,
+    ) -> "Problem":
+        kernel_map, entries, n_in = make_map(geometry, n, inverse=inverse)
+        generator = torch.Generator().manual_seed(n + channels[0])
+        c_in, c_out = channels
+        size = (c_out, *geometry.kernel_size, c_in)
+        if integer:
+            draw = {"low": -128, "high": 128, "generator": generator, "dtype": torch.int8}
+            x, w = torch.randint(size=(n_in, c_in), **draw), torch.randint(size=size, **draw)
+        else:
+            x = torch.randn(n_in, c_in, generator=generator).half()
+            w = torch.randn(size, generator=generator).half()
+        bias = torch.randn(c_out, generator=generator)
+        multiplier = torch.rand(c_out, generator=generator) * 2.0**-12 + 2.0**-13
+        stored = bias if integer else bias.half()
+        return Problem(geometry, kernel_map, entries, x, w, inverse, stored, multiplier)
+
+    @property
+    def integer(self) -> bool:
+        return self.features.dtype == torch.int8
+
+    def sums(self) -> Tensor:
+        """`[m, c_out]` float32 after bias, by the reference and the law."""
+        if self.integer:
+            acc = sparse_conv_int8(self.features, self.weight, self.kernel_map, backend="reference")
+            return dequantize_accumulator(acc, self.multiplier, self.bias)
+        return sparse_conv_fp16(self.features, self.weight, self.kernel_map, self.bias)
+
+    def run(
+        self,
+        tile: ConvTile,
+        fusion: Fusion,
+        *,
+        scales: tuple[Tensor | None, ...] = (None,) * 4,
+        residual: Tensor | None = None,
+        count: int | None = None,
+    ) -> Tensor:
+        """Launch; returns the rows that exist, the others are checked to be as they were."""
+        c_out, *_, c_in = self.weight.shape
+        kz = self.geometry.kernel_size[0]
+        c_pad = -(-c_in // 8) * 8
+        if tile.steps != "together":
+            c_pad = -(-c_in // tile.block_k) * tile.block_k
+        m = self.kernel_map.n_out if count is None else count
+        last = fusion.result if fusion.residual else fusion.own
+        dtype = torch.int8 if last == "int8" else torch.float16
+        mark = 77
+        out = torch.full((CAPACITY + 2, c_out), mark, dtype=dtype, device=DEVICE)
+        sums = SharedSums.elements(tile, CAPACITY, c_out)
+        shared = SharedSums(
+            torch.full((sums[0],), torch.nan, device=DEVICE),
+            torch.zeros(sums[1], dtype=torch.int32, device=DEVICE),
+        )
+        launch_conv(
+            tile,
+            fusion,
+            x=self._poisoned(self.features, CAPACITY, c_in + 3),
+            packed=pack_weight(self.weight, c_pad).to(DEVICE),
+            entries=self.entries.to(DEVICE),
+            count=torch.tensor([m], dtype=torch.int32, device=DEVICE),
+            out=out[1:-1],
+            kz=kz,
+            c_in=c_in,
+            inverse=self.inverse,
+            multiplier=self.multiplier.to(DEVICE) if self.integer else None,
+            bias=self.bias.to(DEVICE),
+            scales=tuple(None if s is None else s.to(DEVICE) for s in scales),
+            residual=None if residual is None else self._poisoned(residual, CAPACITY, c_out),
+            shared_sums=shared,
+        )
+        around = torch.cat([out[:1], out[1 + m :]])
+        assert (around == mark).all(), "rows that do not exist were written"
+        assert (shared.arrivals == 0).all()
+        return out[1 : 1 + m].cpu()
+
+    @staticmethod
+    def _poisoned(x: Tensor, rows: int, width: int) -> Tensor:
+        worst = torch.nan if x.is_floating_point() else 113
+        wide = torch.full((rows, width), worst, dtype=x.dtype, device=DEVICE)
+        wide[: len(x), : x.shape[1]] = x
+        return wide
+
+
+def tile_of(steps: str, channels: tuple[int, int], kz: int, *, splits: int = 1) -> ConvTile:
+    c_in, c_out = channels
+    width = kz * -(-c_in // 8) * 8 if steps == "together" else c_in
+    block_k = max(32, 1 << (width - 1).bit_length())
+    block_n = min(32, max(16, 1 << (c_out - 1).bit_length()))
+    if steps == "tap":
+        block_k = 32  # more than one part of the channels where there are more than 32
+    return ConvTile(32, block_n, block_k, steps, 4, 2, splits)
+
+
+MODES = [(steps, splits) for steps in ("tap", "column", "together") for splits in (1, 2, 3)]
+INT8 = Fusion(relu=True, own="int8")
+STEP = torch.tensor(0.0371)
+
+
+def _assert_codes(problem: Problem, tile: ConvTile) -> None:
+    expected = quantize(problem.sums().relu(), STEP)
+    assert torch.equal(problem.run(tile, INT8, scales=(STEP, None, None, None)), expected)
+
+
+@pytest.mark.parametrize(("steps", "splits"), MODES)
+def test_int8_in_every_mode(steps: str, splits: int) -> None:
+    problem = Problem.make(SUBM, 61, (33, 24), integer=True)
+    _assert_codes(problem, tile_of(steps, (33, 24), 3, splits=splits))
+    codes = quantize(problem.sums().relu(), STEP).unique()
+    assert len(codes) > 20, "a problem on which all codes are alike shows nothing"
+
+
+@pytest.mark.parametrize("steps", ["tap", "column", "together"])
+@pytest.mark.parametrize(
+    "channels", [(1, 5), (5, 16), (16, 1), (24, 33), (32, 32), (64, 64)], ids=str
+)
+def test_int8_of_every_width(channels: tuple[int, int], steps: str) -> None:
+    problem = Problem.make(GEOMETRIES["kz 3"], 50, channels, integer=True)
+    _assert_codes(problem, tile_of(steps, channels, 3))
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_int8_of_every_kernel(name: str, inverse: bool) -> None:
+    geometry = GEOMETRIES[name]
+    problem = Problem.make(geometry, 40, (16, 24), integer=True, inverse=inverse)
+    for steps in ("tap", "column", "together"):
+        _assert_codes(problem, tile_of(steps, (16, 24), geometry.kernel_size[0]))
+
+
+@pytest.mark.parametrize("n", [0, 1, 33, 128])
+@pytest.mark.parametrize("integer", [True, False], ids=["int8", "fp16"])
+def test_numbers_of_sites(n: int, integer: bool) -> None:
+    problem = Problem.make(SUBM, n, (5, 16), integer=integer)
+    for splits in (1, 3):
+        tile = tile_of("column", (5, 16), 3, splits=splits)
+        if integer:
+            _assert_codes(problem, tile)
+        else:
+            _assert_near(problem, problem.run(tile, Fusion()))
+
+
+def test_fewer_rows_than_the_map_has() -> None:
+    """The count decides; entries beyond, which point to rows that exist, are not followed."""
+    problem = Problem.make(SUBM, 60, (5, 16), integer=True)
+    expected = quantize(problem.sums().relu(), STEP)[:37]
+    tile = tile_of("tap", (5, 16), 3)
+    assert torch.equal(problem.run(tile, INT8, scales=(STEP, *[None] * 3), count=37), expected)
+
+
+def test_int8_sums_beyond_what_float32_holds() -> None:
+    """Full range: every product +16384 but one, so the sum's last bit falls to the conversion."""
+    problem = Problem.make(SUBM, 61, (64, 16), integer=True)
+    problem.features.fill_(-128)
+    problem.weight.fill_(-128)
+    problem.weight[..., 0] = -127
+    problem.multiplier.fill_(2.0**-20)
+    _assert_codes(problem, tile_of("tap", (64, 16), 3, splits=2))
+
+
+def _assert_near(problem: Problem, found: Tensor) -> None:
+    """fp16 results within the bound of a sum in any order, and one rounding.
+
+    A float32 sum of `t` exact products (two fp16 significands of 11 bits) and a bias, in any order,
+    is off by at most (t + 1) u Σ|terms| / (1 - (t + 1) u) with u = 2**-24 (Higham 2002, section
+    4.2; tensor cores may cut instead of round, which doubles u); the exact sum is taken in float64.
+    Rounding to fp16 adds 2**-11 of the value or half a subnormal's spacing, 2**-25.
+    """
+    wide = [x.double() for x in (problem.features, problem.weight, problem.bias)]
+    exact, reach = (_conv64(problem, *operands) for operands in (wide, [x.abs() for x in wide]))
+    terms = problem.geometry.taps * problem.weight.shape[-1] + 1
+    summed = 2 * terms * 2.0**-24 * reach
+    bound = summed * (1 + 2.0**-11) + 2.0**-11 * exact.abs() + 2.0**-25
+    assert found.dtype == torch.float16
+    assert ((found.double() - exact).abs() <= bound).all()
+
+
+def _conv64(problem: Problem, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    kernel_map = problem.kernel_map
+    out = torch.zeros(kernel_map.n_out, len(weight), dtype=torch.float64)
+    for tap, in_rows in enumerate(kernel_map.table):
+        present = in_rows < kernel_map.n_in
+        out[present] += x[in_rows[present].long()] @ weight.flatten(1, 3)[:, tap].t()
+    return out + bias
+
+
+@pytest.mark.parametrize(("steps", "splits"), MODES)
+def test_fp16_in_every_mode(steps: str, splits: int) -> None:
+    problem = Problem.make(SUBM, 61, (33, 24), integer=False)
+    _assert_near(problem, problem.run(tile_of(steps, (33, 24), 3, splits=splits), Fusion()))
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("channels", [(1, 5), (5, 16), (24, 33), (64, 32)], ids=str)
+def test_fp16_of_every_width(channels: tuple[int, int], inverse: bool) -> None:
+    problem = Problem.make(GEOMETRIES["kz 3"], 50, channels, integer=False, inverse=inverse)
+    for steps in ("tap", "together"):
+        _assert_near(problem, problem.run(tile_of(steps, channels, 3), Fusion()))
+
+
+def _exact_fp16(channels: tuple[int, int]) -> Problem:
+    """Small whole numbers: every sum is exact in any order, so equality is due."""
+    problem = Problem.make(SUBM, 61, channels, integer=False)
+    for operand in (problem.features, problem.weight):
+        operand.copy_((operand * 4).round().clamp(-8, 8) / 8)
+    problem.bias.copy_((problem.bias * 8).round() / 8)
+    return problem
+
+
+FUSIONS = [
+    Fusion(relu, own, residual, add_relu, result)
+    for relu, add_relu in ((False, True), (True, False))
+    for own in ("fp16", "int8")
+    for residual in (None, "fp16", "int8")
+    for result in ("fp16", "int8")
+    if residual is not None or (result == "fp16" and not add_relu)
+]
+
+
+@pytest.mark.parametrize("integer", [True, False], ids=["int8", "fp16"])
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+def test_what_follows_the_sum(fusion: Fusion, integer: bool) -> None:
+    """Every fusion bit for bit as the law's operations one by one."""
+    channels = (16, 24)
+    problem = Problem.make(SUBM, 61, channels, integer=True) if integer else _exact_fp16(channels)
+    own_step, other_step, result_step = (torch.tensor(s) for s in (0.0571, 0.0313, 0.0719))
+    y = problem.sums()
+    y = y.relu() if fusion.relu else y
+    expected = quantize(y, own_step) if fusion.own == "int8" else y.half()
+    scales: tuple[Tensor | None, ...] = (own_step, None, None, None)
+    residual = None
+    if fusion.residual is not None:
+        generator = torch.Generator().manual_seed(5)
+        values = torch.randn(61, channels[1], generator=generator)
+        int8 = fusion.residual == "int8"
+        residual = quantize(values, other_step) if int8 else values.half()
+        scales = (own_step, own_step, other_step, result_step)
+        if fusion.own == "int8" and int8:
+            total = add_dequantized(expected, own_step, residual, other_step)
+        else:
+            pair = ((expected, own_step), (residual, other_step))
+            a, b = (dequantize(q, s) if q.dtype == torch.int8 else q.float() for q, s in pair)
+            total = a + b
+        total = total.relu() if fusion.add_relu else total
+        expected = quantize(total, result_step) if fusion.result == "int8" else total.half()
+    tile = tile_of("column", channels, 3, splits=2)
+    found = problem.run(tile, fusion, scales=scales, residual=residual)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+def test_weights_are_packed_with_zeros_behind_the_channels() -> None:
+    weight = torch.arange(2 * 3 * 2 * 1 * 5).view(2, 3, 2, 1, 5).float() + 1
+    packed = pack_weight(weight, 8)
+    assert packed.shape == (2, 2, 24)
+    assert torch.equal(packed[1, 0, 8:13], weight[0, 1, 1, 0])
+    assert (packed.view(2, 2, 3, 8)[..., 5:] == 0).all()
+    assert packed.sum() == weight.sum()
