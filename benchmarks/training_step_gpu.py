@@ -141,7 +141,8 @@ def measure_step(
 
 def profile_step(step: Callable[[], object], rows: int = 25) -> tuple[float, str]:
     """Time of all kernels of a step in ms, and the table of those that take most of it."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities, acc_events=True) as profiled:
         step()
         torch.cuda.synchronize()
     averages = profiled.key_averages()

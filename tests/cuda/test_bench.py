@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:::spconv"),
     pytest.mark.filterwarnings("ignore:::cumm"),
     pytest.mark.filterwarnings("ignore:::pccm"),
+    # Of ccimport, which spconv imports.
+    pytest.mark.filterwarnings("ignore:'locale.getdefaultlocale':DeprecationWarning"),
 ]
 
 
@@ -59,7 +61,11 @@ def test_every_variant_of_the_peer(tmp_path: Path) -> None:
     judge(result, ("spconv_fp16",))
     tried = result["peer_variants_ms"]
     assert len(tried) >= 5
-    assert all(isinstance(ms, float) for ms in tried.values()), tried
+    for variant, outcome in tried.items():
+        if variant.startswith("MaskSplit"):  # has no fused bias in spconv 2.3.8, and says so
+            assert "SplitGemm" in outcome
+        else:
+            assert isinstance(outcome, float), (variant, outcome)
 
 
 def test_the_engine(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def measure_busy(run: Callable[[], object], *, repeats: int = 20) -> BusyTime | 
 
     run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=activities, acc_events=True) as profiler:
         for _ in range(repeats):
             run()
         torch.cuda.synchronize()
