@@ -185,7 +185,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--commit", help="of this code, recorded where it is no checkout")
+    parser.add_argument("--commit", help="of this code; default: what git says of the checkout")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
 
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(case_table(f"b{batch_size}_{kind}", case, where))
     origin = provenance()
     result = {"frame": frame.name, "voxels": len(frame), "shape": shape, "cases": cases}
-    result |= {"gpu": gpu, **origin, "commit": origin["commit"] or arguments.commit}
+    result |= {"gpu": gpu, **origin, "commit": arguments.commit or origin["commit"]}
     write_json_atomic(arguments.out, result)
 
 

@@ -61,6 +61,7 @@ def bars_table(f: Figures, derived: dict[str, Any]) -> str:
         ("int8, one frame", "≤ 0.40 ms", f"{wall.int8:.3f} ms", wall.int8 <= 0.40),
         ratio_row("int8 against fp16, batch of 8", 1.3, derived["int8_over_fp16"]),
         ratio_row("fp16 against spconv, batch of 8", 4.0, derived["spconv_over_fp16_b8"]),
+        ratio_row("int8 against spconv, batch of 8", 4.0, derived["spconv_over_int8_b8"]),
         (
             "peak memory, one frame",
             "≤ 426 MB",

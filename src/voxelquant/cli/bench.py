@@ -65,7 +65,7 @@ import click
     "--device", default="cuda", show_default=True, help="cuda, cuda:N, or cpu: reference backend."
 )
 @click.option("--seed", default=0, show_default=True, help="Of the weights.")
-@click.option("--commit", help="Of this code, recorded where it is no checkout.")
+@click.option("--commit", help="Of this code; default: what git says of the checkout.")
 def command(parts: tuple[str, ...], **options: object) -> None:
     """Time the sparse backbone of CONFIG in fp16, int8 and fp8, after checking its results."""
     from voxelquant.recipes.bench import run_bench

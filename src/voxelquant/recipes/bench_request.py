@@ -50,7 +50,7 @@ class BenchRequest:
         repeats: timed calls; None: as the device suits.
         device: `cuda`, `cuda:N` or `cpu`.
         seed: of the weights.
-        commit: of this code, recorded where it is no checkout.
+        commit: of this code; by default what git says of the checkout.
     """
 
     work_dir: Path

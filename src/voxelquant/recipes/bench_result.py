@@ -96,7 +96,7 @@ class BenchResult:
         max_voxels: bound that plans of one frame were made for.
         settings: what the command line asked for.
         seed: of the weights.
-        commit: of this code, where the package is no checkout that could tell.
+        commit: of this code; by default what git says of the checkout.
     """
 
     device: str
@@ -137,7 +137,7 @@ class BenchResult:
             "gpu": gpu_facts(self.device),
             "peer_versions": {name: package_version(name) for name in PEER_PACKAGES},
             **origin,
-            "commit": origin["commit"] or self.commit,
+            "commit": self.commit or origin["commit"],
         }
 
     def _each(self, of: Callable[[EngineResult], Any]) -> dict[str, Any]:
