@@ -80,7 +80,8 @@ LIMITS = """## What limits it
 The convolutions of fp16 take {conv_ms:.3f} ms for {gmac:.1f} G multiply-adds: {tflops:.0f}
 TFLOP/s, {peak_share:.0%} of the dense fp16 peak of an H100 or H200. What precision does not touch
 (inputs, kernel maps, dense map) takes {fixed_ms:.3f} ms by itself, beside a replay of
-{replay_ms:.3f} ms in all, and bounds what eight bits can win on one frame; int8 spends {int8_conv_ms:.3f} ms in its convolutions. With a
+{replay_ms:.3f} ms in all, and bounds what eight bits can win on one frame; int8 spends
+{int8_conv_ms:.3f} ms in its convolutions. With a
 cold second-level cache fp16 takes {cold_ms:.3f} ms. The slowest layers of fp16:
 
 {slowest}
@@ -170,7 +171,7 @@ def derived_figures(f: Figures) -> dict[str, Any]:
         "tflops": tflops,
         "peak_share": tflops / PEAK_TFLOPS,
         "replay_ms": stages.replay_ms,
-        "fixed_ms": sum(stages.by_kind_ms.values()) - conv_ms,
+        "fixed_ms": sum(stages.by_kind_ms[kind] for kind in stages.by_kind_ms) - conv_ms,
         "cold_ms": f.latency.fp16.timing.wall_cold.median_ms,
         "batch_gain": wall.fp16 / batch.fp16,
         "int8_over_fp16": batch.fp16 / batch.int8,

@@ -59,10 +59,14 @@ def draw_time(f: Figures) -> Figure:
         parts["gaps"] = max(0.0, stages.gap_ms)
         # Once for each kind: fp16 has no conversions, int8 does.
         labels = {kind: {**KINDS, "gaps": "gaps"}[kind] for kind in parts.keys() - labelled}
-        draw_bar(below, NAMES[name], parts, labels)
+        apart = f"{sum(parts.values()):.2f} ms"
+        said = f"{apart} apart, {stages.replay_ms:.2f} ms in the graph"
+        draw_bar(below, NAMES[name], parts, labels, said)
         labelled |= parts.keys()
-    below.set_xlim(0, 1.3 * max(f.stages[name].replay_ms for name in measured))
-    below.set_xlabel("ms for one frame; below, the graph alone and magnified", color=INK)
+    below.set_xlim(0, 1.9 * max(f.stages[name].replay_ms for name in measured))
+    below.set_xlabel(
+        "ms for one frame; below, stages one by one, which overlap in the graph", color=INK
+    )
     for axes in (above, below):
         finish(axes)
         axes.invert_yaxis()
@@ -71,14 +75,17 @@ def draw_time(f: Figures) -> Figure:
     return figure
 
 
-def draw_bar(axes: Any, name: str, parts: dict[str, float], labels: dict[str, str]) -> None:
-    """Stacked parts of one engine, its sum beside them."""
+def draw_bar(
+    axes: Any, name: str, parts: dict[str, float], labels: dict[str, str], said: str | None = None
+) -> None:
+    """Stacked parts of one engine; beside them what is said, by default their sum."""
     left = 0.0
     for kind, value in parts.items():
         label = labels.get(kind)
         axes.barh(name, value, left=left, color=COLOURS[kind], height=0.62, label=label)
         left += value
-    axes.text(left, name, f"  {left:.2f} ms", va="center", ha="left", color=INK, fontsize=9)
+    said = said or f"{left:.2f} ms"
+    axes.text(left, name, f"  {said}", va="center", ha="left", color=INK, fontsize=9)
 
 
 def draw_growth(f: Figures) -> Figure:
