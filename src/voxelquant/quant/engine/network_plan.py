@@ -331,7 +331,8 @@ def plan_network(
 
     Raises:
         GraphError: the network holds what is not lowered, or returns more than dense maps.
-        GeometryError: a kernel that column maps cannot express, or a frame that does not fit.
+        GeometryError: a kernel that column maps cannot express, a frame that does not fit, or a
+            chip that cannot run the kernels.
     """
     where = torch.device(device)
     program = read_program(engine, spatial_shape, in_channels)
@@ -348,6 +349,7 @@ def plan_network(
 
     if where.type != "cuda":
         return make({})
+    _require_chip(program, where)
     path = cache_file(where)
     tiles = load_tiles(path)
     plan = make(tiles)
@@ -359,6 +361,17 @@ def plan_network(
             plan = make({**tiles, **measured})
     plan.capture()
     return plan
+
+
+def _require_chip(program: Program, device: torch.device) -> None:
+    wanted = (8, 9) if any(v.dtype == torch.float8_e4m3fn for v in program.values) else (8, 0)
+    found = torch.cuda.get_device_capability(device)
+    if found < wanted:
+        codes = "fp8 codes" if wanted == (8, 9) else "the engine"
+        raise GeometryError(
+            f"got {torch.cuda.get_device_name(device)} (compute capability {found[0]}.{found[1]}), "
+            f"need {wanted[0]}.{wanted[1]} for {codes}; run this network layer by layer"
+        )
 
 
 def _default_capacities(program: Program, max_voxels: int) -> list[int]:

@@ -29,7 +29,7 @@ def divide_by_step(x, step):
 
     where each residual is one fused operation and so exact: q1 is within one unit in the last place
     and q2 is the rounded quotient (Markstein 1990, IBM J. Res. Dev. 34, theorem 8.3; Muller 2018,
-    Handbook of Floating-Point Arithmetic, section 4.7). It holds for steps in 2**-100 ... 2**100;
+    Handbook of Floating-Point Arithmetic, section 4.7). It holds for steps in 2**-90 ... 2**100;
     quotients so small that a residual underflows round to the code 0 all the same.
     """
     if _INTERPRETED:  # whose fused operations round twice
