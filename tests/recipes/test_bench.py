@@ -216,6 +216,9 @@ def test_the_gpu_engine_is_asked_by_its_contract(
     frame = some_frame(config)
     engine = torch.nn.Identity()
     assert bench_networks.plan_on_gpu(engine, frame, 7000) == "a plan"
+    features, coords = asked.pop("tune_on")
+    assert features is frame.features
+    assert coords is frame.coords_bzyx
     assert asked == {
         "engine": engine, "spatial_shape": (41, 136, 136), "in_channels": 5, "batch_size": 1,
         "max_voxels": 7000, "device": "cpu",
