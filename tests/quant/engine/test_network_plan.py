@@ -157,6 +157,15 @@ def test_shapes_that_do_not_fit_are_refused(engine_of) -> None:
             plan(*wrong)
 
 
+def test_more_features_than_32_bits_can_count_are_refused_before_they_are_allocated(
+    engine_of,
+) -> None:
+    with pytest.raises(
+        GeometryError, match="features in one tensor, need fewer than 2,147,483,648"
+    ):
+        make_plan(engine_of("residual", "int8"), [MOST, 1 << 28, 400])
+
+
 def test_memory_is_reported_by_what_it_is_for(engine_of) -> None:
     plan = make_plan(engine_of("residual", "int8"))
     held = plan.memory_bytes

@@ -40,6 +40,7 @@ StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
 # real frame of 80 k voxels has 0.87, 0.37, 0.13 and 0.10; isolated voxels multiply, but a frame of
 # many has few isolated ones.
 _SITES_BY_DEPTH = (1.0, 1.25, 0.75, 0.4)
+_MOST_PLACES = 1 << 31  # kernels count the places of gathered rows in 32 bits
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class NetworkPlan:
         self.max_voxels = max_voxels
         self.device = device
         sizes = capacities or _default_capacities(program, max_voxels)
+        largest = max(sizes[value.level] * max(value.channels, 8) for value in program.values)
+        if largest >= _MOST_PLACES:
+            raise GeometryError(
+                f"got a plan of {largest:,} features in one tensor, need fewer than "
+                f"{_MOST_PLACES:,}; plan for fewer voxels"
+            )
         levels = tuple(
             LevelGrid(level.spatial_shape, size, level.parent, level.geometry)
             for level, size in zip(program.levels, sizes, strict=True)

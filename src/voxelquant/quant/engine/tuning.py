@@ -91,14 +91,20 @@ def fastest_tiles(wanted: Mapping[ConvShape, tuple[Launcher, int]], processors: 
 
 
 def _compile_all(runs: list[Callable[[], None]]) -> None:
-    """Compile in threads, as many as there are cores; launches then find their kernels made."""
+    """Compile in threads, as many as there are cores; launches then find their kernels made.
+
+    Where Triton is too old for that, each launch compiles its own.
+    """
+    mode = getattr(triton, "AsyncCompileMode", None)
+    if mode is None:
+        return
     kernel: Any = implicit_gemm.conv_kernel
     launch = kernel.run
     kernel.run = lambda *args, grid, warmup, **named: launch(*args, grid=grid, warmup=True, **named)
     try:
         with (
             ThreadPoolExecutor(os.cpu_count()) as threads,
-            triton.AsyncCompileMode(threads, ignore_errors=True),
+            mode(threads, ignore_errors=True),
         ):
             for run in runs:
                 run()
