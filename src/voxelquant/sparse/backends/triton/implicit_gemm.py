@@ -3,9 +3,9 @@
     out[m, :] = finish(sum over columns j, taps t of  x[row(m, j, t), :] @ w[j, t])
 
 Output-stationary: a program owns `BLOCK_M` output rows and `BLOCK_N` channels, gathers the rows
-that its sites see through a column of taps and multiplies them; nothing is sorted, nothing is
-scattered, no atomics. Missing sites are masked loads: they cost no traffic. Prior art: the implicit
-GEMM of spconv 2 and of TorchSparse++ (Tang 2023, 2311.12862).
+that its sites see through a column of taps and multiplies them; nothing is sorted or scattered.
+Missing sites are masked loads: they cost no traffic. Prior art: the implicit GEMM of spconv 2 and
+of TorchSparse++ (Tang 2023, 2311.12862).
 
 Rows of features are `stride_x` elements apart, which may be more than they have channels; weights
 are packed `[columns, c_out, kz * c_pad]` (`pack_weight`), their last axis filled up with zeros.
@@ -162,6 +162,8 @@ def conv_kernel(
         gdc_wait()
     count = tl.load(count_ptr)
     if start >= count:
+        # The first program goes on even with no rows: one has to wait for the predecessor, or this
+        # launch would be complete before it.
         if start > 0:
             return
     rows = start + tl.arange(0, BLOCK_M)
