@@ -32,12 +32,15 @@ class GuardedIndex:
         self.index = SiteIndex(tuple(levels), BATCH, DEVICE)
         self.guarded: dict[str, Tensor] = {}
         index: Any = self.index
-        for buffer in ("_cleared", "ranks", "_block_sums", "counts", "needed", "_all_sites"):
+        for buffer in ("words", "_sums", "counts", "needed", "all_sites"):
             setattr(index, buffer, self.guard(buffer, getattr(index, buffer)))
-        index.words, index.flags = index._cleared[:-1], index._cleared[-1:]
-        index.sites = index._all_sites.split(sizes)
-        self.coords = torch.full((sizes[0], 4), 10**6, dtype=torch.int32, device=DEVICE)
-        self.count = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+        # Marks and sums begin as zeros; everything else is written before it is read.
+        for number in index._marked:
+            index.words[index.first_words[number] :][: levels[number].words(BATCH)] = 0
+        index._sums.zero_()
+        index.all_sites.zero_()
+        index.counts.zero_()
+        index.sites = index.all_sites.split(sizes)
         self.ordered = self.guard("ordered", torch.zeros(sizes[0], 1, dtype=torch.float16))
 
     def guard(self, name: str, buffer: Tensor) -> Tensor:
@@ -50,16 +53,19 @@ class GuardedIndex:
 
     def run(self, coords: Tensor) -> SiteIndex:
         """Index a frame; its number in the frame is each voxel's feature."""
-        n = len(coords)
-        self.coords.fill_(10**6)
-        self.coords[:n] = coords
-        self.count.fill_(n)
-        features = torch.arange(len(self.coords), dtype=torch.float32, device=DEVICE)[:, None]
-        self.index.launch(self.coords, self.count)
-        self.index.list_sites()
-        order_features(self.index, features, self.coords, self.count, self.ordered)
+        self.index.clear()  # what the frame before left
+        self.hand_over(torch.arange(len(coords)).half()[:, None], coords)
+        self.index.launch()
+        order_features(self.index, 1, self.ordered)
         self.require_untouched_guards()
         return self.index
+
+    def hand_over(self, features: Tensor, coords: Tensor) -> None:
+        """A frame between rows that no kernel may take for part of it."""
+        n, wide = len(coords), max(len(coords), 1)
+        frame = torch.full((wide + 2 * _ZONE, 4), 10**6, dtype=torch.int32, device=DEVICE)
+        frame[_ZONE : _ZONE + n] = coords
+        self.index.frame.hand_over(features.to(DEVICE), frame[_ZONE : _ZONE + n])
 
     def require_untouched_guards(self) -> None:
         for name, buffer in self.guarded.items():
@@ -72,7 +78,7 @@ def decode_sites(index: SiteIndex, level: int) -> list[Site]:
     """Sites (b, z, y, x) of the rows of a level."""
     grid = index.levels[level]
     cells = index.sites[level][: int(index.counts[level])].long().cpu()
-    column, z = cells // grid.column_bits, cells % grid.column_bits
+    column, z = cells >> grid.z_bits, cells % (1 << grid.z_bits)
     _, size_y, size_x = grid.spatial_shape
     b, y, x = column // (size_y * size_x), column // size_x % size_y, column % size_x
     return [(int(s[0]), int(s[1]), int(s[2]), int(s[3])) for s in torch.stack([b, z, y, x], 1)]

@@ -169,7 +169,6 @@ def test_more_features_than_32_bits_can_count_are_refused_before_they_are_alloca
 def test_memory_is_reported_by_what_it_is_for(engine_of) -> None:
     plan = make_plan(engine_of("residual", "int8"))
     held = plan.memory_bytes
-    assert held["inputs"] == MOST * (4 * 4 + 5 * 2) + 4
     assert held["outputs"] == BATCH * 32 * 5 * 5 * 2
     spans = [(v.data_ptr(), v.data_ptr() + v.nbytes) for v in plan._values]
     begin, end = min(s[0] for s in spans), max(s[1] for s in spans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -112,10 +113,6 @@ class NetworkPlan:
                 for m in (program.maps[number] for number in self._map_order)
             ],
         )
-        in_channels = program.values[0].channels
-        self.coords_bzyx = torch.zeros((max_voxels, 4), dtype=torch.int32, device=device)
-        self.features = torch.zeros((max_voxels, in_channels), dtype=torch.float16, device=device)
-        self.count = torch.zeros(1, dtype=torch.int32, device=device)
         self._values = self._allocate()
         self.outputs = tuple(
             torch.zeros((batch_size, *shape), dtype=torch.float16, device=device)
@@ -139,8 +136,10 @@ class NetworkPlan:
         """Run one frame.
 
         Args:
-            features: `[n, c]` float16 or float32 voxel features, n <= max_voxels.
-            coords_bzyx: `[n, 4]` int32 unique coordinates inside the grid, in any order.
+            features: `[n, c]` voxel features, n <= max_voxels. float16 ones on the device are read
+                where they are: they must not change before the frame has been run.
+            coords_bzyx: `[n, 4]` unique coordinates inside the grid, in any order; int32 ones are
+                read where they are, too.
             check: wait for the device and raise what the frame did wrong. Without it a frame that
                 did not fit leaves NaN.
 
@@ -156,22 +155,23 @@ class NetworkPlan:
             raise GeometryError(
                 f"got a frame of {n} voxels, the plan holds {self.max_voxels}; plan for more"
             )
-        expected = (n, self.features.shape[1]), (n, 4)
+        expected = (n, self.program.values[0].channels), (n, 4)
         if (tuple(features.shape), tuple(coords_bzyx.shape)) != expected:
             raise GeometryError(
                 f"got features {tuple(features.shape)} and coordinates {tuple(coords_bzyx.shape)}, "
                 f"need {expected[0]} and {expected[1]} (batch, z, y, x)"
             )
-        self.features[:n].copy_(features)
-        self.coords_bzyx[:n].copy_(coords_bzyx)
-        self.count.fill_(n)
+        # Nothing is copied where the frame has the kernels' types already.
+        features = features.to(self.device, torch.float16).contiguous()
+        coords_bzyx = coords_bzyx.to(self.device, torch.int32).contiguous()
+        self.index.frame.hand_over(features, coords_bzyx)
         self.replay()
         if check:
             self.check()
         return self.outputs[0]
 
     def replay(self) -> None:
-        """Run what lies in `features`, `coords_bzyx` and `count`, without a look at the result."""
+        """Run the frame of the last call again, without a look at the result."""
         if self._graph is None:
             for stage in self.stages:
                 stage.run()
@@ -220,7 +220,7 @@ class NetworkPlan:
                     stage.run()
             if running:
                 main.wait_stream(beside)
-            self._flags_here.copy_(self.index.flags, non_blocking=True)
+            self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
         self._graph = graph
 
     @property
@@ -228,7 +228,6 @@ class NetworkPlan:
         """Memory held, by what it is for; nothing is allocated while frames run."""
         sums = self.launches.shared_sums
         return {
-            "inputs": sum(t.nbytes for t in (self.coords_bzyx, self.features, self.count)),
             "index": self.index.bytes,
             "maps": self.maps.bytes,
             "features": self._arena_bytes,
@@ -262,25 +261,28 @@ class NetworkPlan:
         ]
 
     def _stages(self) -> list[Stage]:
-        index = self.index
+        """What a frame takes, in order.
+
+        The input's own level is indexed, ordered and mapped on the way to the first convolution;
+        what the deeper levels need is made beside the convolutions before theirs.
+        """
+        index, far = self.index, self._near < len(self._map_order)
+        channels, ordered = self.program.values[0].channels, self._values[0]
         stages = [
-            Stage("sites", "maps", lambda: index.launch(self.coords_bzyx, self.count)),
-            Stage(
-                "order",
-                "copy",
-                lambda: order_features(
-                    index, self.features, self.coords_bzyx, self.count, self._values[0]
-                ),
-            ),
+            Stage("marks", "maps", index.mark),
+            Stage("sites", "maps", partial(index.launch_wave, 0)),
+            Stage("order", "copy", partial(order_features, index, channels, ordered)),
         ]
-        if len(index.levels) > 1:
-            stages.append(Stage("lists", "maps", index.list_sites, beside=True))
-        if self._near < len(self._map_order):
-            far = slice(self._near, None)
-            stages.append(Stage("far maps", "maps", lambda: self.maps.launch(far), beside=True))
+        for wave in range(1, len(index.waves)):
+            run = partial(index.launch_wave, wave)
+            stages.append(Stage(f"far sites {wave}", "maps", run, beside=True))
+        if far:
+            run = partial(self.maps.launch, slice(self._near, None))
+            stages.append(Stage("far maps", "maps", run, beside=True))
         if self._near > 0:
-            near = slice(0, self._near)
-            stages.append(Stage("near maps", "maps", lambda: self.maps.launch(near)))
+            run = partial(self.maps.launch, slice(0, self._near))
+            stages.append(Stage("near maps", "maps", run))
+        last_look = len(stages)  # the stages from here on do not read the marks
         joined = False
         fresh = True  # whether the map of the next convolution may be one launch old
         for name, op in zip(self.program.names, self.program.ops, strict=True):
@@ -289,6 +291,7 @@ class NetworkPlan:
             if joins and not isinstance(op, ConvOp):
                 # Launches that overlap have one predecessor; this one has none of that kind.
                 stages.append(Stage("join", "maps", self._meet, joins=True))
+                last_look = len(stages)
                 joins = False
             if isinstance(op, ConvOp):
                 run = self.launches.conv(op, early=not fresh and not joins, overlap=not joins)
@@ -298,11 +301,14 @@ class NetworkPlan:
                 stages.append(Stage(name, "densify", self.launches.dense(op)))
             else:
                 stages.append(Stage(name, "pointwise", self.launches.pointwise(op)))
+            if joins or (isinstance(op, DenseOp) and self.program.values[op.x].level == 0):
+                last_look = len(stages)
+        stages.insert(last_look, Stage("clear", "maps", index.clear, beside=True))
         return stages
 
     def _meet(self) -> None:
         """A launch that changes nothing."""
-        self.count.add_(0)
+        self.index.counts.add_(0)
 
     def _needs_far(self, op: Op) -> bool:
         """Whether an operation needs a map or a list that is built beside the first ones."""

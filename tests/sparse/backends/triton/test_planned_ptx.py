@@ -107,9 +107,8 @@ def test_every_kernel_of_a_plan_compiles(compiled: dict[str, str]) -> None:
     found = {key.split()[0] for key in compiled}
     assert found == {
         "mark_sites",
-        "count_blocks",
-        "rank_words",
-        "list_sites",
+        "index_levels",
+        "clear_marks",
         "build_maps",
         "order_features",
         "conv_kernel",
@@ -142,7 +141,7 @@ def test_nothing_is_fused_but_the_residuals_of_quotients(compiled: dict[str, str
 
 
 def test_bits_are_counted_by_the_instruction(compiled: dict[str, str]) -> None:
-    for name in ("count_blocks", "rank_words", "list_sites", "build_maps", "densify"):
+    for name in ("index_levels", "order_features", "build_maps", "densify"):
         kernels = of_kernel(compiled, name)
         assert kernels
         assert all("popc.b64" in ptx for ptx in kernels), name

@@ -64,13 +64,13 @@ def test_several_blocks_of_words() -> None:
     down = ConvGeometry((3, 3, 3), (1, 1, 1), (1, 1, 1))
     levels = (LevelGrid(grid, 60), LevelGrid(grid, 60 * 27, 0, down))
     index = SiteIndex(levels, BATCH, DEVICE)
-    assert index.n_words > 12 * 2048
+    assert min(index._blocks) > 16
     generator = torch.Generator().manual_seed(0)
     flat = torch.randperm(BATCH * 64 * 90, generator=generator)[:60]
     z = torch.randint(0, 41, (60,), generator=generator)
     coords = torch.stack([flat // (64 * 90), z, flat // 90 % 64, flat % 90], 1).int().to(DEVICE)
-    index.launch(coords, torch.tensor([60], dtype=torch.int32, device=DEVICE))
-    index.list_sites()
+    index.frame.hand_over(torch.zeros(60, 1, dtype=torch.float16, device=DEVICE), coords)
+    index.launch()
     offsets = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(DEVICE)
     near = coords[:, None, 1:] + offsets
     sample = coords[:, None, :1].expand(-1, 27, -1)
@@ -91,7 +91,7 @@ def test_coordinates_outside_of_the_grid(outside: tuple[int, int, int, int]) -> 
     coords = frame_of(name, 33)
     coords[7] = torch.tensor(outside)
     index = guarded.run(coords)
-    assert int(index.flags) & FLAG_OUTSIDE
+    assert int(index.frame.flags) & FLAG_OUTSIDE
     assert index.explain() == (
         "got coordinates outside of the grid, need (batch, z, y, x) from 0 to below [3, 41, 10, 9]"
     )
@@ -104,7 +104,7 @@ def test_repeated_coordinates() -> None:
     coords = frame_of(name, 33)
     coords[7] = coords[20]
     index = guarded.run(coords)
-    assert int(index.flags) == FLAG_REPEATED
+    assert int(index.frame.flags) == FLAG_REPEATED
     assert index.explain() == "got repeated coordinates, need one row for each active site"
     _assert_right(guarded, name, frame_of(name, 33))
 
@@ -120,7 +120,7 @@ def test_a_level_that_overflows(level: int) -> None:
     tight[level] -= 1
     guarded = GuardedIndex(name, 33, tight)
     index = guarded.run(coords)
-    assert int(index.flags) == FLAG_OVERFLOW << level
+    assert int(index.frame.flags) == FLAG_OVERFLOW << level
     assert index.counts.tolist() == tight
     assert index.needed.tolist() == sizes
     assert index.explain() == (

@@ -29,7 +29,7 @@ from voxelquant.sparse.conv_geometry import ConvGeometry
 MAX_KERNEL_Z = 4
 _ROWS = 128  # output sites that a program maps at a time
 _PROGRAMS = 2048
-_FIELDS = 24
+_FIELDS: tl.constexpr = tl.constexpr(21)  # that tell the kernel of a map
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,16 @@ class ColumnMaps:
             part.view(spec.columns, -1)
             for part, spec in zip(self._all.split(sizes), specs, strict=True)
         )
-        self._table = torch.tensor(self._rows(sizes), dtype=torch.int64, device=device)
+        bounds = [
+            (
+                spec.out_level,
+                index.first_sites[spec.out_level],
+                index.levels[spec.out_level].capacity,
+                sum(sizes[:number]),
+            )
+            for number, spec in enumerate(specs)
+        ]
+        self._bounds = torch.tensor(bounds, dtype=torch.int64, device=device)
 
     @property
     def bytes(self) -> int:
@@ -103,81 +112,73 @@ class ColumnMaps:
             only: which of them.
         """
         specs = self.specs[only]
-        columns = max(spec.columns for spec in specs)
+        fields: tuple[int, ...] = ()
+        for spec in specs:
+            fields += self._map_fields(spec)
         tiles = sum(
             triton.cdiv(self.index.levels[spec.out_level].capacity, _ROWS) for spec in specs
         )
         _build_maps[(min(tiles, _PROGRAMS),)](
-            self._table[only],
-            len(specs),
+            self.index.frame.flags,
+            self._bounds[only],
             self.index.words,
-            self.index.ranks,
-            self.index._all_sites,
+            self.index.all_sites,
             self.index.counts,
             self._all,
-            FIELDS=_FIELDS,
-            COLUMNS=columns,
+            SPECS=fields,
+            N_MAPS=len(specs),
             MAPS=triton.next_power_of_2(len(specs)),
             BLOCK=_ROWS,
-            num_warps=2,
             **LAUNCH,
         )
 
-    def _rows(self, sizes: list[int]) -> list[list[int]]:
-        rows = []
-        index = self.index
-        first_entry = 0
-        for spec, size in zip(self.specs, sizes, strict=True):
-            source, target = index.levels[spec.in_level], index.levels[spec.out_level]
-            geometry = spec.geometry
-            first_site = sum(level.capacity for level in index.levels[: spec.out_level])
-            row = [
-                spec.out_level,
-                first_site,
-                target.capacity,
-                target.column_bits,
-                *target.spatial_shape[1:],
-                index.first_words[spec.in_level],
-                source.column_bits,
-                *source.spatial_shape,
-                *geometry.kernel_size,
-                *geometry.stride,
-                *geometry.effective_padding,
-                *geometry.dilation[1:],
-                int(spec.inverse),
-                first_entry,
-            ]
-            assert len(row) == _FIELDS
-            rows.append(row)
-            first_entry += size
-        return rows
+    def _map_fields(self, spec: MapSpec) -> tuple[int, ...]:
+        """What the kernel knows of a map; in the order in which `_map_rows` reads it."""
+        index, geometry = self.index, spec.geometry
+        source, target = index.levels[spec.in_level], index.levels[spec.out_level]
+        fields = (
+            target.z_bits,
+            *target.spatial_shape[1:],
+            index.first_words[spec.in_level],
+            source.word_cells,
+            source.segments,
+            *source.spatial_shape,
+            *geometry.kernel_size,
+            *geometry.stride,
+            *geometry.effective_padding,
+            *geometry.dilation[1:],
+            int(spec.inverse),
+        )
+        assert len(fields) == _FIELDS.value
+        return fields
 
 
 @triton.jit
 def _build_maps(
-    table_ptr,
-    n_maps,
+    flags_ptr,
+    bounds_ptr,
     words_ptr,
-    ranks_ptr,
     sites_ptr,
     counts_ptr,
     entries_ptr,
-    FIELDS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    SPECS: tl.constexpr,
+    N_MAPS: tl.constexpr,
     MAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """All maps, `BLOCK` output sites at a time, dealt out to the programs in turn.
 
-    Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse, it reads the cell o with
-    `s * o - p + d * t = i`, where there is one.
+    `bounds` `[maps, 4]`: level of the outputs, its first site, its capacity, first entry.
     """
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
+    if tl.load(flags_ptr) != 0:
+        # Rows may be missing, or too many: the entries of an earlier frame lead nowhere worse.
+        return
     numbers = tl.arange(0, MAPS)
-    levels = tl.load(table_ptr + numbers * FIELDS, mask=numbers < n_maps, other=0)
-    counts = tl.load(counts_ptr + levels, mask=numbers < n_maps, other=0)
+    levels = tl.load(bounds_ptr + numbers * 4, mask=numbers < N_MAPS, other=0)
+    counts = tl.load(counts_ptr + levels, mask=numbers < N_MAPS, other=0)
     tiles = (counts + BLOCK - 1) // BLOCK
     ends = tl.cumsum(tiles, 0)
     for tile in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
@@ -185,121 +186,119 @@ def _build_maps(
         count = tl.sum(tl.where(numbers == number, counts, 0), 0)
         first = tl.sum(tl.where(numbers < number, tiles, 0), 0)
         rows = (tile - first) * BLOCK + tl.arange(0, BLOCK)
-        spec_ptr = table_ptr + number * FIELDS
-        _map_rows(
-            spec_ptr, rows, rows < count, words_ptr, ranks_ptr, sites_ptr, entries_ptr, COLUMNS
-        )
+        first_site = tl.load(bounds_ptr + number * 4 + 1)
+        capacity = tl.load(bounds_ptr + number * 4 + 2)
+        out_ptr = entries_ptr + tl.load(bounds_ptr + number * 4 + 3) + rows
+        cell = tl.load(sites_ptr + first_site + rows, mask=rows < count, other=0)
+        for spec in tl.static_range(N_MAPS):
+            if number == spec:
+                _map_rows(cell, rows < count, words_ptr, out_ptr, capacity, SPECS, spec * _FIELDS)
 
 
 @triton.jit
-def _map_rows(
-    spec_ptr, rows, there, words_ptr, ranks_ptr, sites_ptr, entries_ptr, COLUMNS: tl.constexpr
-):
-    cell = tl.load(sites_ptr + tl.load(spec_ptr + 1) + rows, mask=there, other=0)
-    out_bits = tl.load(spec_ptr + 3).to(cell.dtype)
-    column = cell // out_bits
-    z = (cell - column * out_bits).to(tl.int32)
-    size_x = tl.load(spec_ptr + 5).to(cell.dtype)
-    line = column // size_x
-    x = (column - line * size_x).to(tl.int32)
-    size_y = tl.load(spec_ptr + 4).to(cell.dtype)
-    b = line // size_y
-    y = (line - b * size_y).to(tl.int32)
-    level_words = words_ptr + tl.load(spec_ptr + 6)
-    level_ranks = ranks_ptr + tl.load(spec_ptr + 6)
-    in_bits = tl.load(spec_ptr + 7).to(cell.dtype)  # 32 bits, unless the grid has more
-    in_z = tl.load(spec_ptr + 8).to(tl.int32)
-    in_y_size = tl.load(spec_ptr + 9).to(tl.int32)
-    in_x_size = tl.load(spec_ptr + 10).to(tl.int32)
-    kernel_z = tl.load(spec_ptr + 11).to(tl.int32)
-    kernel_y = tl.load(spec_ptr + 12).to(tl.int32)
-    kernel_x = tl.load(spec_ptr + 13).to(tl.int32)
-    stride_z = tl.load(spec_ptr + 14).to(tl.int32)
-    stride_y = tl.load(spec_ptr + 15).to(tl.int32)
-    stride_x = tl.load(spec_ptr + 16).to(tl.int32)
-    padding_z = tl.load(spec_ptr + 17).to(tl.int32)
-    padding_y = tl.load(spec_ptr + 18).to(tl.int32)
-    padding_x = tl.load(spec_ptr + 19).to(tl.int32)
-    dilation_y = tl.load(spec_ptr + 20).to(tl.int32)
-    dilation_x = tl.load(spec_ptr + 21).to(tl.int32)
-    inverse = tl.load(spec_ptr + 22) != 0
-    out = entries_ptr + tl.load(spec_ptr + 23) + rows
-    capacity = tl.load(spec_ptr + 2)
-    # Unrolled: the words of all columns are asked for at once.
-    for number in tl.static_range(COLUMNS):
-        tap_y = number // kernel_x
-        tap_x = number % kernel_x
-        in_y, valid_y = _seen(y, tap_y, stride_y, padding_y, dilation_y, in_y_size, inverse)
-        in_x, valid_x = _seen(x, tap_x, stride_x, padding_x, dilation_x, in_x_size, inverse)
-        wanted = there & (tap_y < kernel_y)
-        seen = wanted & valid_y & valid_x
-        first_cell = ((b * in_y_size + in_y) * in_x_size + in_x) * in_bits
-        if inverse:
-            entry = _coarse_entry(
-                level_words, level_ranks, first_cell, z, in_z, kernel_z, stride_z, padding_z, seen
-            )
-        else:
-            z0 = z * stride_z - padding_z
-            entry = _fine_entry(level_words, level_ranks, first_cell, z0, in_z, kernel_z, seen)
-        tl.store(out + number * capacity, entry, mask=wanted)
+def _map_rows(cell, there, words_ptr, out_ptr, capacity, SPECS: tl.constexpr, AT: tl.constexpr):
+    """The entries of some output sites.
 
-
-@triton.jit
-def _seen(place, tap, stride, padding, dilation, size, inverse):
-    """Cell of the input along an axis, and whether there is one."""
-    forward = place * stride - padding + dilation * tap
-    shifted = place + padding - dilation * tap
-    backward = shifted // stride
-    cell = tl.where(inverse, backward, forward)
-    valid = (cell >= 0) & (cell < size)
-    valid &= (inverse == 0) | ((shifted >= 0) & (backward * stride == shifted))
-    return tl.where(valid, cell, 0), valid
-
-
-@triton.jit
-def _window(words_ptr, ranks_ptr, first_cell, z0, size_z, width, seen):
-    """Bits of the cells `z0 ... z0 + width - 1` of a column, and the rank of the first of them."""
-    start = tl.maximum(z0, 0)
-    seen &= start < size_z
-    place = first_cell + start
-    word = place >> 6
-    offset = place & 63
-    bits = tl.load(words_ptr + word, mask=seen, other=0).to(tl.uint64, bitcast=True)
-    rank = tl.load(ranks_ptr + word, mask=seen, other=0)
-    rank += popcount64(bits & bits_below(offset))
-    window = bits >> offset.to(tl.uint64)
-    # A window may end in the next word of its column, if columns are longer than a word.
-    straddles = seen & (offset + width > 64) & ((start + 64 - offset) < size_z)
-    if tl.max(straddles.to(tl.int32), 0) > 0:
-        more = tl.load(words_ptr + word + 1, mask=straddles, other=0).to(tl.uint64, bitcast=True)
-        window |= more << (64 - offset).to(tl.uint64)
-    left = tl.minimum(width - (start - z0), size_z - start)  # cells of the window in the column
-    left = tl.minimum(tl.maximum(left, 0), 32)
-    window = window & bits_below(left)
-    return (window << (start - z0).to(tl.uint64)).to(tl.int32), rank
-
-
-@triton.jit
-def _fine_entry(words_ptr, ranks_ptr, first_cell, z0, size_z, kernel_z, seen):
-    bits, rank = _window(words_ptr, ranks_ptr, first_cell, z0, size_z, kernel_z, seen)
-    return (rank << kernel_z) | bits
-
-
-@triton.jit
-def _coarse_entry(words_ptr, ranks_ptr, first_cell, z, size_z, kernel_z, stride_z, padding_z, seen):
-    """Taps lead downwards here: a later tap reads a lower cell.
-
-    Cells o with `s * o = z + p - t` for t = kernel_z - 1 ... 0 are consecutive; their bits are
-    spread to the taps that see them. The row of a tap is the first one plus the bits of *later*
-    taps.
+    Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse, it reads the cell o with
+    `s * o - p + d * t = i`, where there is one.
     """
-    top = z + padding_z
-    lowest = (tl.maximum(top - kernel_z + stride_z, 0)) // stride_z  # ceil((top - k + 1) / s)
-    bits, rank = _window(words_ptr, ranks_ptr, first_cell, lowest, size_z, kernel_z, seen)
+    Z_BITS: tl.constexpr = SPECS[AT]
+    OUT_Y: tl.constexpr = SPECS[AT + 1]
+    OUT_X: tl.constexpr = SPECS[AT + 2]
+    SEGMENTS: tl.constexpr = SPECS[AT + 5]
+    SIZE_Z: tl.constexpr = SPECS[AT + 6]
+    SIZE_Y: tl.constexpr = SPECS[AT + 7]
+    SIZE_X: tl.constexpr = SPECS[AT + 8]
+    KERNEL_Z: tl.constexpr = SPECS[AT + 9]
+    KERNEL_Y: tl.constexpr = SPECS[AT + 10]
+    KERNEL_X: tl.constexpr = SPECS[AT + 11]
+    STRIDE_Z: tl.constexpr = SPECS[AT + 12]
+    STRIDE_Y: tl.constexpr = SPECS[AT + 13]
+    STRIDE_X: tl.constexpr = SPECS[AT + 14]
+    PADDING_Z: tl.constexpr = SPECS[AT + 15]
+    PADDING_Y: tl.constexpr = SPECS[AT + 16]
+    PADDING_X: tl.constexpr = SPECS[AT + 17]
+    DILATION_Y: tl.constexpr = SPECS[AT + 18]
+    DILATION_X: tl.constexpr = SPECS[AT + 19]
+    INVERSE: tl.constexpr = SPECS[AT + 20]
+    z = (cell & ((1 << Z_BITS) - 1)).to(tl.int32)
+    column = (cell >> Z_BITS).to(tl.int32)
+    line = column // OUT_X
+    x = column - line * OUT_X
+    b = line // OUT_Y
+    y = line - b * OUT_Y
+    if INVERSE:
+        top = z + PADDING_Z
+        z0 = tl.maximum(top - KERNEL_Z + STRIDE_Z, 0) // STRIDE_Z  # ceil((top - k + 1) / s)
+    else:
+        top = z
+        z0 = z * STRIDE_Z - PADDING_Z
+    # Unrolled: the words of all columns are asked for at once.
+    for tap_y in tl.static_range(KERNEL_Y):
+        in_y, valid_y = _seen(y, tap_y * DILATION_Y, STRIDE_Y, PADDING_Y, SIZE_Y, INVERSE)
+        for tap_x in tl.static_range(KERNEL_X):
+            in_x, valid_x = _seen(x, tap_x * DILATION_X, STRIDE_X, PADDING_X, SIZE_X, INVERSE)
+            first_word = ((b * SIZE_Y + in_y) * SIZE_X + in_x) * SEGMENTS
+            seen = there & valid_y & valid_x & (z0 < SIZE_Z)
+            bits, rank = _window(words_ptr, first_word, z0, seen, SPECS, AT)
+            if INVERSE:
+                bits = _spread(bits, top - z0 * STRIDE_Z, KERNEL_Z, STRIDE_Z)
+            entry = (rank << KERNEL_Z) | bits
+            tl.store(out_ptr + (tap_y * KERNEL_X + tap_x) * capacity, entry, mask=there)
+
+
+@triton.jit
+def _seen(
+    place,
+    SHIFT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    SIZE: tl.constexpr,
+    INVERSE: tl.constexpr,
+):
+    """Cell of the input along an axis, and whether there is one."""
+    if INVERSE:
+        shifted = place + (PADDING - SHIFT)
+        cell = shifted // STRIDE
+        return cell, (shifted >= 0) & (cell < SIZE) & (cell * STRIDE == shifted)
+    else:
+        cell = place * STRIDE + (SHIFT - PADDING)
+        return cell, (cell >= 0) & (cell < SIZE)
+
+
+@triton.jit
+def _window(words_ptr, first_word, z0, seen, SPECS: tl.constexpr, AT: tl.constexpr):
+    """Bits of the cells `z0 ... z0 + kernel - 1` of a column, and the rank of the first of them."""
+    FIRST_WORD: tl.constexpr = SPECS[AT + 3]
+    CELLS: tl.constexpr = SPECS[AT + 4]
+    SEGMENTS: tl.constexpr = SPECS[AT + 5]
+    WIDTH: tl.constexpr = SPECS[AT + 9]
+    start = tl.maximum(z0, 0)
+    place = first_word + start // CELLS
+    offset = start % CELLS
+    word = tl.load(words_ptr + FIRST_WORD + place, mask=seen, other=0).to(tl.uint64, bitcast=True)
+    rank = (word >> CELLS).to(tl.int32) + popcount64(word & bits_below(offset))
+    cells = (word & ((1 << CELLS) - 1)) >> offset.to(tl.uint64)
+    if SEGMENTS > 1:
+        # A window may end in the next word of its column.
+        last = seen & (start // CELLS + 1 < SEGMENTS) & (offset + WIDTH > CELLS)
+        more = tl.load(words_ptr + FIRST_WORD + place + 1, mask=last, other=0)
+        cells |= more.to(tl.uint64, bitcast=True) << (CELLS - offset).to(tl.uint64)
+    below = tl.minimum(start - z0, WIDTH).to(tl.uint64)  # cells of the window under the grid
+    return ((cells << below) & ((1 << WIDTH) - 1)).to(tl.int32), rank
+
+
+@triton.jit
+def _spread(bits, top, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
+    """Bits of consecutive cells of the coarse level, from the lowest, put where their taps are.
+
+    Taps lead downwards here: cell n is seen by tap `top - n * s`. The row of a tap is the first one
+    plus the bits of *later* taps.
+    """
     spread = bits * 0
-    for step in tl.static_range(4):
-        tap = top - (lowest + step) * stride_z
-        inside = (tap >= 0) & (tap < kernel_z)
-        bit = (bits >> step) & 1
+    for cell in tl.static_range(4):
+        tap = top - cell * STRIDE
+        inside = (tap >= 0) & (tap < KERNEL)
+        bit = (bits >> cell) & 1
         spread |= tl.where(inside, bit << tl.where(inside, tap, 0), 0)
-    return (rank << kernel_z) | spread
+    return spread

@@ -14,40 +14,36 @@ from voxelquant.sparse.backends.triton.overlap import (
     gdc_wait,
 )
 from voxelquant.sparse.backends.triton.site_index import SiteIndex
+from voxelquant.sparse.backends.triton.site_kernels import FLAG_OUTSIDE
 
 _BLOCK_X = 128
 _BLOCK_C = 32
 _ROWS = 128
+_OUTSIDE: tl.constexpr = tl.constexpr(FLAG_OUTSIDE)
 
 
-def order_features(
-    index: SiteIndex, features: Tensor, coords_bzyx: Tensor, count: Tensor, out: Tensor
-) -> None:
-    """Write features and cells of a frame in the order of the first level's rows.
+def order_features(index: SiteIndex, channels: int, out: Tensor) -> None:
+    """Write features and cells of the frame in the order of the first level's rows.
 
     Args:
         index: the sites, launched.
-        features: `[capacity, c]` float in the order of `coords_bzyx`.
-        coords_bzyx: `[capacity, 4]` int32.
-        count: `[1]` int32.
-        out: `[capacity, stride]` float16, stride >= c; columns from c on become zero.
+        channels: of a voxel.
+        out: `[capacity, stride]` float16, stride >= channels; the columns beyond become zero.
     """
     level = index.levels[0]
-    width = triton.next_power_of_2(out.shape[1])
     _order_features[(triton.cdiv(level.capacity, _ROWS),)](
-        features,
-        coords_bzyx,
-        count,
+        index.frame.fields,
         index.words,
-        index.ranks,
-        index.flags,
         index.sites[0],
         out,
-        *level.spatial_shape[1:],
-        level.column_bits,
-        C=features.shape[1],
+        SIZE_Y=level.spatial_shape[1],
+        SIZE_X=level.spatial_shape[2],
+        Z_BITS=level.z_bits,
+        CELLS=level.word_cells,
+        SEGMENTS=level.segments,
+        C=channels,
         STRIDE=out.shape[1],
-        WIDTH=width,
+        WIDTH=triton.next_power_of_2(out.shape[1]),
         BLOCK=_ROWS,
         **LAUNCH,
     )
@@ -55,17 +51,15 @@ def order_features(
 
 @triton.jit
 def _order_features(
-    x_ptr,
-    coords_ptr,
-    count_ptr,
+    frame_ptr,
     words_ptr,
-    ranks_ptr,
-    flags_ptr,
     sites_ptr,
     out_ptr,
-    size_y,
-    size_x,
-    column_bits,
+    SIZE_Y: tl.constexpr,
+    SIZE_X: tl.constexpr,
+    Z_BITS: tl.constexpr,
+    CELLS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     C: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -74,28 +68,31 @@ def _order_features(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    count = tl.load(count_ptr)
+    count = tl.load(frame_ptr + 2)
     if tl.program_id(0) * BLOCK >= count:
         return
     # Coordinates outside of the grid have no word to look into.
-    if (tl.load(flags_ptr) & 1) != 0:
+    if (tl.load(frame_ptr + 3) & _OUTSIDE) != 0:
         return
+    features_ptr = tl.load(frame_ptr).to(tl.pointer_type(tl.float16))
+    coords_ptr = tl.load(frame_ptr + 1).to(tl.pointer_type(tl.int32))
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = rows < count
-    b = tl.load(coords_ptr + rows * 4, mask=there, other=0).to(tl.int64)
+    b = tl.load(coords_ptr + rows * 4, mask=there, other=0)
     z = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
     y = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
     x = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
-    cell = ((b * size_y + y) * size_x + x) * column_bits + z
-    word = tl.load(words_ptr + (cell >> 6), mask=there, other=0).to(tl.uint64, bitcast=True)
-    rank = tl.load(ranks_ptr + (cell >> 6), mask=there, other=0)
-    rank += popcount64(word & bits_below(cell & 63))
-    tl.store(sites_ptr + rank, cell.to(sites_ptr.dtype.element_ty), mask=there)
     channels = tl.arange(0, WIDTH)
     has = there[:, None] & (channels < C)[None, :]
-    values = tl.load(x_ptr + rows[:, None] * C + channels[None, :], mask=has, other=0.0)
+    values = tl.load(features_ptr + rows[:, None] * C + channels[None, :], mask=has, other=0.0)
+    column = (b * SIZE_Y + y) * SIZE_X + x
+    word = tl.load(words_ptr + column * SEGMENTS + z // CELLS, mask=there, other=0)
+    word = word.to(tl.uint64, bitcast=True)
+    rank = (word >> CELLS).to(tl.int32) + popcount64(word & bits_below(z % CELLS))
+    cell = (column.to(sites_ptr.dtype.element_ty) << Z_BITS) | z
+    tl.store(sites_ptr + rank, cell, mask=there)
     held = there[:, None] & (channels < STRIDE)[None, :]
-    tl.store(out_ptr + rank[:, None] * STRIDE + channels[None, :], values.to(tl.float16), mask=held)
+    tl.store(out_ptr + rank[:, None] * STRIDE + channels[None, :], values, mask=held)
 
 
 def densify(index: SiteIndex, level_number: int, features: Tensor, out: Tensor) -> None:
@@ -120,11 +117,10 @@ def densify(index: SiteIndex, level_number: int, features: Tensor, out: Tensor) 
     _densify[grid](
         features,
         index.words[index.first_words[level_number] :],
-        index.ranks[index.first_words[level_number] :],
-        index.flags,
+        index.frame.flags,
         out,
-        level.capacity,
-        level.column_bits,
+        CELLS=level.word_cells,
+        SEGMENTS=level.segments,
         C=c,
         SIZE_Z=size_z,
         SIZE_Y=size_y,
@@ -139,11 +135,10 @@ def densify(index: SiteIndex, level_number: int, features: Tensor, out: Tensor) 
 def _densify(
     x_ptr,
     words_ptr,
-    ranks_ptr,
     flags_ptr,
     out_ptr,
-    capacity,
-    column_bits,
+    CELLS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     C: tl.constexpr,
     SIZE_Z: tl.constexpr,
     SIZE_Y: tl.constexpr,
@@ -164,16 +159,15 @@ def _densify(
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     z = tl.program_id(2)
     inside = x < SIZE_X
-    cell = (line * SIZE_X + x).to(tl.int64) * column_bits + z
-    word = tl.load(words_ptr + (cell >> 6), mask=inside, other=0).to(tl.uint64, bitcast=True)
-    active = ((word >> (cell & 63).to(tl.uint64)) & 1) != 0
-    rank = tl.load(ranks_ptr + (cell >> 6), mask=inside & active, other=0)
-    rank += popcount64(word & bits_below(cell & 63))
-    active &= inside & (rank < capacity)
-    has = active[:, None] & (channels < C)[None, :]
+    place = (line * SIZE_X + x) * SEGMENTS + z // CELLS
+    word = tl.load(words_ptr + place, mask=inside, other=0).to(tl.uint64, bitcast=True)
+    active = inside & (((word >> (z % CELLS).to(tl.uint64)) & 1) != 0)
+    rank = (word >> CELLS).to(tl.int32) + popcount64(word & bits_below(z % CELLS))
+    raised = tl.load(flags_ptr) != 0
+    has = (active & (raised == 0))[:, None] & (channels < C)[None, :]
     values = tl.load(x_ptr + rank[:, None] * C + channels[None, :], mask=has, other=0.0)
-    if tl.load(flags_ptr) != 0:
-        values = values * float("nan")
+    if raised:
+        values += float("nan")
     batch = line // SIZE_Y
     y = line - batch * SIZE_Y
     corner = out_ptr + ((batch * C).to(tl.int64) * SIZE_Z + z) * (SIZE_Y * SIZE_X) + y * SIZE_X

@@ -1,41 +1,54 @@
 """The active sites of every level of a network, found on the device without asking the host.
 
-A level is a grid on which features live: the input's, and one for each strided convolution. Its
-occupancy is a bitmap in which the cells of a column (b, y, x) lie side by side along z; the number
-of bits set before a cell is the row of its site. So the rows of a level are ordered by (b, y, x,
-z), nothing is sorted, nothing is hashed, and a look-up is one word and one sum. A level's sites are
-marked from the network's input alone: what a chain of strided convolutions reaches from one cell is
-a box, level by level (`LevelGrid`), so all levels are marked at once.
+A level is a grid on which features live: the input's, and one for each strided convolution. A
+column (b, y, x) of its cells is one word: a bit for each cell along z, and above them the *rank*,
+the number of sites in all columns before. A site's row is the rank of its column and the number of
+bits below its own. So the rows of a level are ordered by (b, y, x, z), nothing is sorted, nothing
+is hashed, and a look-up reads one word. (Where bits and rank do not fit 64 bits, a column has
+several words, each a run of cells with a rank of its own.)
+
+The input's sites, and what they reach on the levels next to theirs, are marked one by one. The
+columns of deeper levels, few, are derived from all that they see. Bits are counted by blocks while
+they are made; a block's ranks then begin with the sum of the blocks before.
 
 Everything has upper bounds that are fixed beforehand. What does not fit is counted all the same and
 raises a flag; no kernel reads or writes out of bounds, and no result is silently cut.
 
-`benchmarks/kernel_map_search.py` measures this against a hash table and a search in sorted keys.
+`benchmarks/kernel_map_search.py` measures this against hash tables and a search in sorted keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
-from torch import Tensor
 
 from voxelquant.errors import GeometryError
+from voxelquant.sparse.backends.triton.frame import Frame
 from voxelquant.sparse.backends.triton.overlap import LAUNCH
 from voxelquant.sparse.backends.triton.site_kernels import (
-    count_blocks,
-    list_sites,
+    FLAG_OUTSIDE,
+    FLAG_OVERFLOW,
+    FLAG_REPEATED,
+    LEVEL_FIELDS,
+    MAX_STEPS,
+    clear_marks,
+    index_levels,
     mark_sites,
-    rank_words,
 )
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 
 WORD_BITS = 64
-_BLOCK_WORDS = 2048  # words whose bits one program counts
-_LIST_WORDS = 64  # a warp for itself: its loop ends with its fullest word
 _MARK_ROWS = 128
-FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
+# Words of a block: what one program ranks or derives. A level has some five hundred, as far as that
+# is possible: enough to fill a device, few enough for each to add up all before it.
+_BLOCK_WORDS = (256, 4096)
+_BLOCKS = 512
+_MOST_WINDOW = 64  # columns that a derived one may see
+_MOST_WORDS = 2**31  # kernels count them in 32 bits
+_CLEAR_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -55,22 +68,27 @@ class LevelGrid:
     geometry: ConvGeometry | None = None
 
     @property
-    def column_bits(self) -> int:
-        """Bits of a column: a power of two within a word, else whole words."""
-        height = self.spatial_shape[0]
-        if height > WORD_BITS:
-            return -(-height // WORD_BITS) * WORD_BITS
-        return 1 << (height - 1).bit_length()
+    def z_bits(self) -> int:
+        """Bits that number the cells of a column."""
+        return (self.spatial_shape[0] - 1).bit_length()
+
+    @property
+    def word_cells(self) -> int:
+        """Cells of a word: all of a column, if the rank has place beside them."""
+        return min(self.spatial_shape[0], WORD_BITS - self.capacity.bit_length())
+
+    @property
+    def segments(self) -> int:
+        """Words of a column."""
+        return -(-self.spatial_shape[0] // self.word_cells)
 
     def words(self, batch_size: int) -> int:
-        """Words of the bitmap, rounded up to what one program counts."""
-        _, size_y, size_x = self.spatial_shape
-        bits = batch_size * size_y * size_x * self.column_bits
-        return -(-bits // (WORD_BITS * _BLOCK_WORDS)) * _BLOCK_WORDS
+        """Words of all columns."""
+        return batch_size * self.spatial_shape[1] * self.spatial_shape[2] * self.segments
 
 
 class SiteIndex:
-    """Bitmaps, ranks and sites of all levels, in memory that is allocated once.
+    """Occupancy, ranks and sites of all levels, in memory that is allocated once.
 
     Args:
         levels: the grids, parents before children; the first is the input's.
@@ -78,13 +96,18 @@ class SiteIndex:
         device: where everything lives.
 
     Attributes:
+        frame: what is indexed.
+        words: `[n]` int64 columns of all levels, one level after the other from `first_words`.
         counts: `[levels]` int32 number of sites, at most the capacities.
         needed: `[levels]` int32 number of sites, whether they fit or not.
-        sites: for each level `[capacity]` int64 or int32 cell `((b * Y + y) * X + x) * column_bits
-            + z` of each row.
+        sites: for each level `[capacity]` int64 or int32 cell `((b * Y + y) * X + x) << z_bits | z`
+            of each row; the first level's are filled in by `order_features`.
+        passes: what `launch` does, one launch after the other: levels that are ranked, and levels
+            that are derived meanwhile. The first is the input's level alone; the marks precede it.
 
     Raises:
-        GeometryError: a level is reached by a dilated convolution, whose reach is no box.
+        GeometryError: a level is reached by a dilated convolution, whose reach is no box, or the
+            grids are beyond what kernels count.
     """
 
     def __init__(
@@ -92,93 +115,106 @@ class SiteIndex:
     ) -> None:
         self.levels = levels
         self.batch_size = batch_size
+        for level in levels:
+            _refuse_dilation(level)
         sizes = [level.words(batch_size) for level in levels]
         self.first_words = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.n_words = sum(sizes)
-        n_blocks = self.n_words // _BLOCK_WORDS
-        # The flags stand behind the words: one fill clears both.
-        self._cleared = torch.zeros(self.n_words + 1, dtype=torch.int64, device=device)
-        self.words = self._cleared[:-1]
-        self.flags = self._cleared[-1:]
-        self.ranks = torch.zeros(self.n_words, dtype=torch.int32, device=device)
-        self._block_sums = torch.zeros(n_blocks, dtype=torch.int32, device=device)
+        if sum(sizes) >= _MOST_WORDS:
+            raise GeometryError(
+                f"got grids of {sum(sizes):,} columns of cells, need fewer than {_MOST_WORDS:,}; "
+                "plan for fewer samples"
+            )
+        self.frame = Frame(device)
+        self.words = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         self.counts = torch.zeros(len(levels), dtype=torch.int32, device=device)
         self.needed = torch.zeros(len(levels), dtype=torch.int32, device=device)
-        most_bits = max(sizes) * WORD_BITS
-        cell_dtype = torch.int32 if most_bits < 2**31 else torch.int64
+        most_cells = max(s << g.z_bits for s, g in zip(sizes, levels, strict=True))
+        cell_dtype = torch.int32 if most_cells < 2**31 else torch.int64
         capacities = [level.capacity for level in levels]
-        self._all_sites = torch.zeros(sum(capacities), dtype=cell_dtype, device=device)
-        self.sites = self._all_sites.split(capacities)
-        for number in range(len(levels)):
-            self._refuse_dilation(number)
-        self._max_depth = max(1, *(len(self._path(number)) for number in range(len(levels))))
-        self._blocks = torch.tensor(self._block_table(), dtype=torch.int32, device=device)
+        self.all_sites = torch.zeros(sum(capacities), dtype=cell_dtype, device=device)
+        self.sites = self.all_sites.split(capacities)
+        self.first_sites = [sum(capacities[:i]) for i in range(len(capacities))]
+        bounds = list(zip(self.first_sites, capacities, strict=True))
+        self._bounds = torch.tensor(bounds, dtype=torch.int64, device=device)
+        self._block_sizes = [_block_words(size) for size in sizes]
+        self._blocks = [triton.cdiv(n, m) for n, m in zip(sizes, self._block_sizes, strict=True)]
+        self._sums = torch.zeros(sum(self._blocks), dtype=torch.int32, device=device)
+        self._marked = [n for n, level in enumerate(levels) if not level.parent]
+        self._sources = [self._source(number) for number in range(len(levels))]
+        self.passes = self._make_passes()
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        held = (self._cleared, self.ranks, self._block_sums, self._all_sites)
+        held = (self.frame.fields, self.words, self._sums, self.all_sites)
         return sum(t.numel() * t.element_size() for t in held)
 
-    def launch(self, coords_bzyx: Tensor, count: Tensor) -> None:
-        """Index the sites of a frame.
+    def launch(self) -> None:
+        """Index the frame that was handed over; `clear` has to follow before the next one."""
+        self.mark()
+        for number in range(len(self.passes)):
+            self.launch_pass(number)
 
-        Args:
-            coords_bzyx: `[capacity, 4]` int32, of which the first `count` rows are sites.
-            count: `[1]` int32 on the device.
-        """
-        self._cleared.zero_()
-        grid = (triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)
-        mark_sites[grid](
-            coords_bzyx,
-            count,
+    def mark(self) -> None:
+        """Mark the sites of the first level, and of those that follow it."""
+        fields: tuple[int, ...] = ()
+        for number in self._marked:
+            fields += self._level_fields(number)
+        mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
+            self.frame.fields,
             self.words,
-            self.flags,
+            self._sums,
             self.batch_size,
-            STEPS=self._step_table(),
-            LEVELS=self._level_table(),
-            N_LEVELS=len(self.levels),
-            MAX_DEPTH=self._max_depth,
-            MULTI_WORD=any(level.column_bits > WORD_BITS for level in self.levels),
+            LEVELS=fields,
+            N_LEVELS=len(self._marked),
             BLOCK=_MARK_ROWS,
             **LAUNCH,
         )
-        n_blocks = len(self._block_sums)
-        count_blocks[(n_blocks,)](self.words, self._block_sums, BLOCK=_BLOCK_WORDS, **LAUNCH)
-        rank_words[(n_blocks,)](
+
+    def launch_pass(self, number: int) -> None:
+        """What `passes` says, after the marks and the passes before."""
+        ranked, derived = self.passes[number]
+        fields: tuple[int, ...] = ()
+        programs = 0
+        for level in (*ranked, *derived):
+            fields += self._level_fields(level, programs, level in derived)
+            programs += self._blocks[level]
+        index_levels[(programs,)](
+            self.frame.fields,
             self.words,
-            self._block_sums,
-            self._blocks,
-            self.ranks,
+            self._sums,
+            self.all_sites,
+            self._bounds,
             self.counts,
             self.needed,
-            count,
-            self.flags,
-            BLOCK=_BLOCK_WORDS,
-            SUMS=1024,
+            LEVELS=fields,
+            N_LEVELS=len(ranked) + len(derived),
+            num_warps=8,
             **LAUNCH,
         )
 
-    def list_sites(self) -> None:
-        """Fill `sites` of all levels but the input's, whose rows know their cells."""
-        first = self.levels[0].words(self.batch_size)
-        if first == self.n_words:
-            return
-        list_sites[((self.n_words - first) // _LIST_WORDS,)](
+    def clear(self) -> None:
+        """Take the marks away; after this nobody may look up a site of a marked level."""
+        fields: tuple[int, ...] = ()
+        for number in self._marked:
+            fields += self._level_fields(number)
+        clear_marks[(triton.cdiv(self.levels[0].capacity, _CLEAR_ROWS),)](
+            self.frame.fields,
             self.words,
-            self.ranks,
-            self._blocks,
-            self._all_sites,
-            first,
-            WORDS=_BLOCK_WORDS,
-            BLOCK=_LIST_WORDS,
-            num_warps=1,
+            self._sums,
+            len(self._sums),
+            self.all_sites,
+            self._bounds,
+            self.counts,
+            LEVELS=fields,
+            N_LEVELS=len(self._marked),
+            BLOCK=_CLEAR_ROWS,
             **LAUNCH,
         )
 
     def explain(self) -> str | None:
         """What a flag says, in words, or None; waits for the device."""
-        flags = int(self.flags.item())
+        flags = int(self.frame.flags.item())
         if flags == 0:
             return None
         if flags & FLAG_OUTSIDE:
@@ -197,77 +233,136 @@ class SiteIndex:
                 )
         raise AssertionError(f"flags {flags:#x} without a meaning")
 
-    def _path(self, number: int) -> list[int]:
-        """Levels from the first child of the input's to this one."""
+    def _path(self, number: int, source: int) -> list[int]:
+        """Levels from the first after a source to this one."""
         path: list[int] = []
-        parent: int | None = number
-        while parent is not None and self.levels[parent].parent is not None:
-            path.insert(0, parent)
-            parent = self.levels[parent].parent
+        while number != source:
+            path.insert(0, number)
+            parent = self.levels[number].parent
+            assert parent is not None
+            number = parent
         return path
 
-    def _refuse_dilation(self, number: int) -> None:
-        geometry = self.levels[number].geometry
-        if geometry is not None and geometry.dilation != (1, 1, 1):
-            raise GeometryError(
-                f"got {geometry}: sites behind a dilated strided convolution cannot be planned; "
-                "run this network layer by layer"
-            )
+    def _source(self, number: int) -> int:
+        """The level from whose columns those of this one are derived; the parent, if it is marked.
 
-    def _step_table(self) -> tuple[int, ...]:
-        """`[levels, depth, 3, 4]` flat: kernel, stride, padding and grid by axis of every step."""
-        table: list[int] = []
-        for number in range(len(self.levels)):
-            path = self._path(number)
-            for step in path:
-                level = self.levels[step]
-                g = level.geometry
-                assert g is not None
-                for axis in zip(
-                    g.kernel_size, g.stride, g.padding, level.spatial_shape, strict=True
-                ):
-                    table += axis
-            table += [0] * (12 * (self._max_depth - len(path)))
-        return tuple(table)
-
-    def _level_table(self) -> tuple[int, ...]:
-        """`[levels, 9]` flat: first word, bits of a column, grid, steps, most cells in y and x ...
-
-        ... reached from one of the input's, and the parent; -2 where it is not the level before.
+        Far up there are fewer launches in a row, and larger windows. From the first level itself,
+        which is by far the largest, nothing is derived.
         """
-        table: list[int] = []
-        for number, level in enumerate(self.levels):
-            reach = [1, 1, 1]
-            path = self._path(number)
-            for step in path:
-                g = self.levels[step].geometry
-                assert g is not None
-                # An interval of r cells is reached by windows over r + k - 1 starts, one in s.
-                reach = [
-                    (r + k - 2) // s + 1
-                    for r, k, s in zip(reach, g.kernel_size, g.stride, strict=True)
-                ]
-            first = self.first_words[number]
-            parent = -1 if level.parent is None else level.parent
-            follows = parent if parent == number - 1 else -2
-            table += [
-                first,
-                level.column_bits,
-                *level.spatial_shape,
-                len(path),
-                *reach[1:],
-                follows,
-            ]
-        return tuple(table)
+        source = self.levels[number].parent
+        if source is None:
+            return number
+        while True:
+            above = self.levels[source].parent
+            if not above:  # None, or the first level
+                return source
+            path = self._path(number, above)
+            reach_y, reach_x = self._reach(path)
+            if (
+                len(path) > MAX_STEPS
+                or reach_y * reach_x > _MOST_WINDOW
+                or not self._by_words(above, path)
+                or not all(self._leaves_no_gaps(step) for step in path[:-1])
+            ):
+                return source
+            source = above
 
-    def _block_table(self) -> list[list[int]]:
-        """`[blocks, 5]`: level, its first and last block, its first site, its capacity."""
-        table = []
-        first_site = 0
-        for number, level in enumerate(self.levels):
-            first = self.first_words[number] // _BLOCK_WORDS
-            n_blocks = level.words(self.batch_size) // _BLOCK_WORDS
-            row = [number, first, first + n_blocks - 1, first_site, level.capacity]
-            table += [row] * n_blocks
-            first_site += level.capacity
-        return table
+    def _leaves_no_gaps(self, number: int) -> bool:
+        """Whether what neighbouring sites of a level read is an interval along y and x."""
+        geometry = self.levels[number].geometry
+        assert geometry is not None
+        pairs = zip(geometry.kernel_size[1:], geometry.stride[1:], strict=True)
+        return all(kernel >= stride for kernel, stride in pairs)
+
+    def _by_words(self, source: int, path: Sequence[int]) -> bool:
+        """Whether the bits of a column follow from words alone."""
+        if any(self.levels[number].segments > 1 for number in (source, *path)):
+            return False
+        steps = [self.levels[number] for number in path]
+        return all(
+            step.geometry is not None
+            and step.geometry.stride[0] * (step.spatial_shape[0] - 1) < WORD_BITS
+            for step in steps
+        )
+
+    def _reach(self, path: Sequence[int]) -> tuple[int, int]:
+        """Most cells along y and x that a site reads through the levels of a path."""
+        reach = [1, 1]
+        for number in reversed(path):
+            geometry = self.levels[number].geometry
+            assert geometry is not None
+            steps = zip(reach, geometry.kernel_size[1:], geometry.stride[1:], strict=True)
+            reach = [(r - 1) * stride + kernel for r, kernel, stride in steps]
+        return reach[0], reach[1]
+
+    def _make_passes(self) -> list[tuple[list[int], list[int]]]:
+        """Each level is ranked once its words are complete, while others are derived from them."""
+        ready = [0] * len(self.levels)  # the pass in which words are there to be ranked
+        for number, source in enumerate(self._sources):
+            if number not in self._marked:
+                ready[number] = max(ready[source], 1) + 1
+            elif number > 0:
+                ready[number] = 1
+        passes = []
+        for turn in range(max(ready) + 1):
+            ranked = [number for number, first in enumerate(ready) if first == turn]
+            derived = [
+                number
+                for number, first in enumerate(ready)
+                if first == turn + 1 and number not in self._marked
+            ]
+            passes.append((ranked, derived))
+        return passes
+
+    def _level_fields(
+        self, number: int, first_program: int = 0, derived: bool = False
+    ) -> tuple[int, ...]:
+        """What kernels know of a level, see `site_kernels`."""
+        level, source = self.levels[number], self._sources[number]
+        path = self._path(number, source)
+        read = self.levels[source]
+        fields = [
+            self.first_words[number],
+            level.word_cells,
+            level.segments,
+            *level.spatial_shape,
+            level.z_bits,
+            number,
+            level.words(self.batch_size),
+            self._block_sizes[number],
+            sum(self._blocks[:number]),
+            self._blocks[number],
+            first_program,
+            int(derived),
+            self.first_words[source],
+            read.word_cells,
+            read.segments,
+            *read.spatial_shape,
+            len(path),
+            *self._reach(path),
+            int(self._by_words(source, path)),
+        ]
+        for step in path:
+            made = self.levels[step]
+            assert made.geometry is not None
+            assert made.parent is not None
+            g, shape = made.geometry, self.levels[made.parent].spatial_shape
+            steps = zip(g.kernel_size, g.stride, g.padding, shape, made.spatial_shape, strict=True)
+            for axis in steps:
+                fields += axis
+        fields += [0] * (LEVEL_FIELDS - len(fields))
+        return tuple(fields)
+
+
+def _block_words(words: int) -> int:
+    least, most = _BLOCK_WORDS
+    return min(max(triton.next_power_of_2(triton.cdiv(words, _BLOCKS)), least), most)
+
+
+def _refuse_dilation(level: LevelGrid) -> None:
+    geometry = level.geometry
+    if geometry is not None and geometry.dilation != (1, 1, 1):
+        raise GeometryError(
+            f"got {geometry}: sites behind a dilated strided convolution cannot be planned; "
+            "run this network layer by layer"
+        )
