@@ -12,7 +12,7 @@ from voxelquant.sparse.backends.triton.site_index import SiteIndex
 
 
 class BitmapSearch:
-    """Occupancy bitmaps with the popcount of all words before: the engine's own way."""
+    """Columns of bits with the rank of their first site: the engine's own way."""
 
     def __init__(self, problem: SearchProblem) -> None:
         self.problem = problem
@@ -28,6 +28,8 @@ class BitmapSearch:
             "order": self.launch_order,
             "maps": self.maps.launch,
         }
+        n = int(problem.count)
+        self.index.frame.hand_over(problem.features[:n], problem.coords_bzyx[:n])
 
     @property
     def bytes(self) -> int:
@@ -35,14 +37,14 @@ class BitmapSearch:
         return self.index.bytes + self.maps.bytes
 
     def launch_sites(self) -> None:
-        """Mark, count, rank and list the sites of all levels."""
-        self.index.launch(self.problem.coords_bzyx, self.problem.count)
-        self.index.list_sites()
+        """Take the marks of the frame before away; mark, count, rank and list all levels."""
+        self.index.clear()
+        self.index.launch()
 
     def launch_order(self) -> None:
         """Features and cells of the input in the order of its rows."""
-        p = self.problem
-        order_features(self.index, p.features, p.coords_bzyx, p.count, self.ordered_features)
+        assert self.ordered_features is not None
+        order_features(self.index, self.problem.features.shape[1], self.ordered_features)
 
     def cells(self, level: int) -> Tensor:
         """`[n]` int64 cell of each row of a level."""

@@ -32,7 +32,7 @@ class ColumnHashSearch(HashSearch):
 
     def __init__(self, problem: SearchProblem) -> None:
         super().__init__(problem)
-        if any(level.column_bits > 64 for level in problem.levels):
+        if any(level.spatial_shape[0] > 64 for level in problem.levels):
             raise ValueError("got columns of more than 64 cells, need at most 64")
         total = len(self.keys)
         self.columns = self._cleared[total : 2 * total]

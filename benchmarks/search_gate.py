@@ -55,7 +55,7 @@ def require_reference(
 def _cells(problem: SearchProblem, level: int, sites: ActiveSites) -> Tensor:
     _, size_y, size_x = problem.levels[level].spatial_shape
     b, z, y, x = sites.coords_bzyx.long().unbind(1)
-    return ((b * size_y + y) * size_x + x) * problem.levels[level].column_bits + z
+    return (((b * size_y + y) * size_x + x) << problem.levels[level].z_bits) + z
 
 
 def _pairs(table: Tensor, in_cells: Tensor, out_cells: Tensor) -> tuple[Tensor, Tensor]:

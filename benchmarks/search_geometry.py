@@ -9,7 +9,6 @@ from search_problem import SearchProblem
 from torch import Tensor
 
 from voxelquant.sparse.backends.triton.site_index import LevelGrid
-from voxelquant.sparse.backends.triton.site_kernels import _reach
 
 COLUMNS = 9  # most columns of a kernel
 MAP_FIELDS = 23
@@ -33,7 +32,7 @@ def step_table(levels: tuple[LevelGrid, ...]) -> tuple[int, ...]:
 
 
 def level_table(levels: tuple[LevelGrid, ...], *by_level: list[int]) -> tuple[int, ...]:
-    """`[levels, fields]` flat: bits of a column, grid, most cells reached by axis, what is given.
+    """`[levels, fields]` flat: numbers of a column, grid, most reached by axis, what is given.
 
     Args:
         levels: a chain.
@@ -46,7 +45,7 @@ def level_table(levels: tuple[LevelGrid, ...], *by_level: list[int]) -> tuple[in
         if g is not None:
             pairs = zip(reach, g.kernel_size, g.stride, strict=True)
             reach = [(r + k - 2) // s + 1 for r, k, s in pairs]
-        table += [level.column_bits, *level.spatial_shape, *reach]
+        table += [1 << level.z_bits, *level.spatial_shape, *reach]
         table += [numbers[number] for numbers in by_level]
     return tuple(table)
 
@@ -67,8 +66,8 @@ def map_table(
         source, target = problem.levels[spec.in_level], problem.levels[spec.out_level]
         g = spec.geometry
         row = [spec.out_level, sum(problem.capacities[: spec.out_level]), target.capacity]
-        row += [target.column_bits, *target.spatial_shape[1:]]
-        row += [source.column_bits, *source.spatial_shape]
+        row += [1 << target.z_bits, *target.spatial_shape[1:]]
+        row += [1 << source.z_bits, *source.spatial_shape]
         row += [g.kernel_size[0], spec.columns, g.kernel_size[2], *g.stride, *g.effective_padding]
         row += [first_entry, spec.in_level, firsts[spec.in_level], sizes[spec.in_level]]
         assert len(row) == MAP_FIELDS
@@ -94,11 +93,23 @@ def reached_box(z, y, x, there, STEPS: tl.constexpr, LEVEL: tl.constexpr, LEVELS
     """Interval of cells of a level that sites of the input reach, by axis, and who reaches any."""
     z_lo, z_hi, y_lo, y_hi, x_lo, x_hi = z, z, y, y, x, x
     for step in tl.static_range(LEVEL):
-        z_lo, z_hi = _reach(z_lo, z_hi, STEPS, (LEVEL * LEVELS + step) * 12)
-        y_lo, y_hi = _reach(y_lo, y_hi, STEPS, (LEVEL * LEVELS + step) * 12 + 4)
-        x_lo, x_hi = _reach(x_lo, x_hi, STEPS, (LEVEL * LEVELS + step) * 12 + 8)
+        z_lo, z_hi = _reached_interval(z_lo, z_hi, STEPS, (LEVEL * LEVELS + step) * 12)
+        y_lo, y_hi = _reached_interval(y_lo, y_hi, STEPS, (LEVEL * LEVELS + step) * 12 + 4)
+        x_lo, x_hi = _reached_interval(x_lo, x_hi, STEPS, (LEVEL * LEVELS + step) * 12 + 8)
         there &= (z_lo <= z_hi) & (y_lo <= y_hi) & (x_lo <= x_hi)
     return z_lo, z_hi, y_lo, y_hi, x_lo, x_hi, there
+
+
+@triton.jit
+def _reached_interval(lo, hi, STEPS: tl.constexpr, AT: tl.constexpr):
+    """Interval of outputs that an interval of inputs reaches along an axis."""
+    KERNEL: tl.constexpr = STEPS[AT]
+    STRIDE: tl.constexpr = STEPS[AT + 1]
+    PADDING: tl.constexpr = STEPS[AT + 2]
+    SIZE: tl.constexpr = STEPS[AT + 3]
+    # Rounded up; what is below zero becomes zero all the same.
+    first = tl.maximum(lo + (PADDING - KERNEL + STRIDE), 0) // STRIDE
+    return first, tl.minimum((hi + PADDING) // STRIDE, SIZE - 1)
 
 
 @triton.jit

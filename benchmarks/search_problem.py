@@ -56,7 +56,7 @@ class SearchProblem:
         level = self.levels[0]
         _, size_y, size_x = level.spatial_shape
         b, z, y, x = coords_bzyx.long().unbind(1)
-        return ((b * size_y + y) * size_x + x) * level.column_bits + z
+        return (((b * size_y + y) * size_x + x) << level.z_bits) + z
 
 
 class Search(Protocol):

@@ -1,6 +1,6 @@
 """Sites and neighbours by sorted keys: one sort of everything that sites reach, nine searches.
 
-A key is the level and the cell in one number, that of the bit which `SiteIndex` would set. The sort
+A key is the level and the cell in one number. The sort
 has the upper bound of keys, those of the input and eight for each voxel and further level; what is
 not there sorts to the end. So nothing is asked of the host, at the price of sorting the bound
 rather than the frame. What differs from its predecessor is a site. For each column of a kernel one
@@ -9,6 +9,8 @@ entries are those of `ColumnMaps`, bit for bit.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 import triton
@@ -44,7 +46,10 @@ class SortedSearch:
         self.problem = problem
         device = problem.count.device
         capacities = problem.capacities
-        sizes = [64 * level.words(problem.batch_size) for level in problem.levels]
+        sizes = [
+            (problem.batch_size * prod(level.spatial_shape[1:])) << level.z_bits
+            for level in problem.levels
+        ]
         firsts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
         dtype = torch.int32 if firsts[-1] < 2**31 - 1 else torch.int64
         self.sentinel = torch.iinfo(dtype).max

@@ -52,15 +52,15 @@ class Stage:
         name: module path, or what it does.
         kind: what its time is counted as.
         run: launches it on the current stream; it reads what the stages before it left.
-        beside: whether it may run beside the stages after it, up to the next that `joins`.
-        joins: whether it needs what ran beside.
+        beside: whether it runs on the second of two lines, beside the stages of the first.
+        waits: whether it needs what the stages before it did on the other line.
     """
 
     name: str
     kind: StageKind
     run: Callable[[], None]
     beside: bool = False
-    joins: bool = False
+    waits: bool = False
 
 
 class NetworkPlan:
@@ -202,24 +202,16 @@ class NetworkPlan:
                 stage.run()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream(self.device)
+        second = torch.cuda.Stream(self.device)
         with torch.cuda.graph(graph):
-            main = torch.cuda.current_stream(self.device)
-            running = False
+            first = torch.cuda.current_stream(self.device)
             for stage in self.stages:
-                if stage.joins and running:
-                    main.wait_stream(beside)
-                    running = False
-                if stage.beside:
-                    if not running:
-                        beside.wait_stream(main)
-                        running = True
-                    with torch.cuda.stream(beside):
-                        stage.run()
-                else:
+                line, other = (second, first) if stage.beside else (first, second)
+                if stage.waits:
+                    line.wait_stream(other)
+                with torch.cuda.stream(line):
                     stage.run()
-            if running:
-                main.wait_stream(beside)
+            first.wait_stream(second)
             self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
         self._graph = graph
 
@@ -263,25 +255,24 @@ class NetworkPlan:
     def _stages(self) -> list[Stage]:
         """What a frame takes, in order.
 
-        The input's own level is indexed, ordered and mapped on the way to the first convolution;
-        what the deeper levels need is made beside the convolutions before theirs.
+        The input's own level is ranked, ordered and mapped on the way to the first convolution;
+        what the deeper levels need is made beside that and the convolutions before theirs.
         """
-        index, far = self.index, self._near < len(self._map_order)
+        index, far = self.index, slice(self._near, len(self._map_order))
         channels, ordered = self.program.values[0].channels, self._values[0]
-        stages = [
-            Stage("marks", "maps", index.mark),
-            Stage("sites", "maps", partial(index.launch_wave, 0)),
-            Stage("order", "copy", partial(order_features, index, channels, ordered)),
-        ]
-        for wave in range(1, len(index.waves)):
-            run = partial(index.launch_wave, wave)
-            stages.append(Stage(f"far sites {wave}", "maps", run, beside=True))
-        if far:
-            run = partial(self.maps.launch, slice(self._near, None))
-            stages.append(Stage("far maps", "maps", run, beside=True))
+        stages = [Stage("marks", "maps", index.mark)]
+        for number in range(1, len(index.passes)):
+            launch = partial(index.launch_pass, number)
+            stages.append(Stage(f"far sites {number}", "maps", launch, True, waits=number == 1))
+        stages.append(Stage("sites", "maps", partial(index.launch_pass, 0)))
+        stages.append(Stage("order", "copy", partial(order_features, index, channels, ordered)))
+        if far.start < far.stop:
+            # They read the ranks and sites of the input's level, too.
+            launch = partial(self.maps.launch, far, overlap=False)
+            stages.append(Stage("far maps", "maps", launch, beside=True, waits=True))
         if self._near > 0:
-            run = partial(self.maps.launch, slice(0, self._near))
-            stages.append(Stage("near maps", "maps", run))
+            launch = partial(self.maps.launch, slice(0, self._near))
+            stages.append(Stage("near maps", "maps", launch))
         last_look = len(stages)  # the stages from here on do not read the marks
         joined = False
         fresh = True  # whether the map of the next convolution may be one launch old
@@ -290,20 +281,20 @@ class NetworkPlan:
             joined |= joins
             if joins and not isinstance(op, ConvOp):
                 # Launches that overlap have one predecessor; this one has none of that kind.
-                stages.append(Stage("join", "maps", self._meet, joins=True))
+                stages.append(Stage("join", "maps", self._meet, waits=True))
                 last_look = len(stages)
                 joins = False
             if isinstance(op, ConvOp):
                 run = self.launches.conv(op, early=not fresh and not joins, overlap=not joins)
-                stages.append(Stage(name, "conv", run, joins=joins))
+                stages.append(Stage(name, "conv", run, waits=joins))
                 fresh = False
             elif isinstance(op, DenseOp):
                 stages.append(Stage(name, "densify", self.launches.dense(op)))
             else:
                 stages.append(Stage(name, "pointwise", self.launches.pointwise(op)))
-            if joins or (isinstance(op, DenseOp) and self.program.values[op.x].level == 0):
+            if joins or (isinstance(op, DenseOp) and self._level_of(op) in index.marked):
                 last_look = len(stages)
-        stages.insert(last_look, Stage("clear", "maps", index.clear, beside=True))
+        stages.insert(last_look, Stage("clear", "maps", index.clear, beside=True, waits=True))
         return stages
 
     def _meet(self) -> None:
@@ -314,7 +305,11 @@ class NetworkPlan:
         """Whether an operation needs a map or a list that is built beside the first ones."""
         if isinstance(op, ConvOp):
             return self._map_order.index(op.map) >= self._near
-        return self.program.values[op.x if isinstance(op, DenseOp) else op.out].level > 0
+        return self._level_of(op) > 0
+
+    def _level_of(self, op: Op) -> int:
+        """Level that an operation writes, or makes dense."""
+        return self.program.values[op.x if isinstance(op, DenseOp) else op.out].level
 
 
 def plan_network(

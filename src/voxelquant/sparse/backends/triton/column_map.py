@@ -105,11 +105,12 @@ class ColumnMaps:
         """Memory held."""
         return self._all.numel() * self._all.element_size()
 
-    def launch(self, only: slice = slice(None)) -> None:
+    def launch(self, only: slice = slice(None), *, overlap: bool = True) -> None:
         """Build the maps of the frame that the index holds.
 
         Args:
             only: which of them.
+            overlap: whether the launch may begin while its one predecessor ends.
         """
         specs = self.specs[only]
         fields: tuple[int, ...] = ()
@@ -129,7 +130,7 @@ class ColumnMaps:
             N_MAPS=len(specs),
             MAPS=triton.next_power_of_2(len(specs)),
             BLOCK=_ROWS,
-            **LAUNCH,
+            **(LAUNCH if overlap else {}),
         )
 
     def _map_fields(self, spec: MapSpec) -> tuple[int, ...]:

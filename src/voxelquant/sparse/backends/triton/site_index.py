@@ -102,6 +102,7 @@ class SiteIndex:
         needed: `[levels]` int32 number of sites, whether they fit or not.
         sites: for each level `[capacity]` int64 or int32 cell `((b * Y + y) * X + x) << z_bits | z`
             of each row; the first level's are filled in by `order_features`.
+        marked: levels whose words `clear` empties: the first, and those that follow it.
         passes: what `launch` does, one launch after the other: levels that are ranked, and levels
             that are derived meanwhile. The first is the input's level alone; the marks precede it.
 
@@ -139,7 +140,7 @@ class SiteIndex:
         self._block_sizes = [_block_words(size) for size in sizes]
         self._blocks = [triton.cdiv(n, m) for n, m in zip(sizes, self._block_sizes, strict=True)]
         self._sums = torch.zeros(sum(self._blocks), dtype=torch.int32, device=device)
-        self._marked = [n for n, level in enumerate(levels) if not level.parent]
+        self.marked = [n for n, level in enumerate(levels) if not level.parent]
         self._sources = [self._source(number) for number in range(len(levels))]
         self.passes = self._make_passes()
 
@@ -158,7 +159,7 @@ class SiteIndex:
     def mark(self) -> None:
         """Mark the sites of the first level, and of those that follow it."""
         fields: tuple[int, ...] = ()
-        for number in self._marked:
+        for number in self.marked:
             fields += self._level_fields(number)
         mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
             self.frame.fields,
@@ -166,7 +167,7 @@ class SiteIndex:
             self._sums,
             self.batch_size,
             LEVELS=fields,
-            N_LEVELS=len(self._marked),
+            N_LEVELS=len(self.marked),
             BLOCK=_MARK_ROWS,
             **LAUNCH,
         )
@@ -196,7 +197,7 @@ class SiteIndex:
     def clear(self) -> None:
         """Take the marks away; after this nobody may look up a site of a marked level."""
         fields: tuple[int, ...] = ()
-        for number in self._marked:
+        for number in self.marked:
             fields += self._level_fields(number)
         clear_marks[(triton.cdiv(self.levels[0].capacity, _CLEAR_ROWS),)](
             self.frame.fields,
@@ -207,7 +208,7 @@ class SiteIndex:
             self._bounds,
             self.counts,
             LEVELS=fields,
-            N_LEVELS=len(self._marked),
+            N_LEVELS=len(self.marked),
             BLOCK=_CLEAR_ROWS,
             **LAUNCH,
         )
@@ -299,7 +300,7 @@ class SiteIndex:
         """Each level is ranked once its words are complete, while others are derived from them."""
         ready = [0] * len(self.levels)  # the pass in which words are there to be ranked
         for number, source in enumerate(self._sources):
-            if number not in self._marked:
+            if number not in self.marked:
                 ready[number] = max(ready[source], 1) + 1
             elif number > 0:
                 ready[number] = 1
@@ -309,7 +310,7 @@ class SiteIndex:
             derived = [
                 number
                 for number, first in enumerate(ready)
-                if first == turn + 1 and number not in self._marked
+                if first == turn + 1 and number not in self.marked
             ]
             passes.append((ranked, derived))
         return passes
