@@ -82,6 +82,7 @@ class Launches:
             format=format_name(self.program.values[op.x].dtype),
             result=format_name(self.program.values[op.out].dtype),
             rows=triton.next_power_of_2(self._out_level(op).capacity),
+            residual=None if op.residual is None else format_name(self.program.values[op.residual].dtype),
         )
 
     def _out_level(self, op: ConvOp) -> LevelGrid:

@@ -34,6 +34,7 @@ class ConvShape:
     format: str
     result: str
     rows: int
+    residual: str | None = None
 
     @property
     def least_k(self) -> int:

@@ -58,6 +58,7 @@ class ConvTile:
     num_warps: int
     num_stages: int
     splits: int = 1
+    res_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ def conv_kernel(
     SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
     EARLY: tl.constexpr,
+    AHEAD: tl.constexpr,
+    RES_AHEAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -187,19 +190,44 @@ def conv_kernel(
         if EARLY:
             gdc_wait()
         gdc_launch_dependents()
+    if RES_AHEAD and RESIDUAL is not None:
+        stored = tl.load(
+            residual_ptr + rows.to(tl.int64)[:, None] * C_OUT + channels[None, :],
+            mask=there[:, None] & in_channels[None, :], other=0,
+        )
     if STEPS == "together":
         tap = k // C_PAD
         channel = k % C_PAD
-        for column in range(begin, end):
+        k_there = channel < C_IN
+        w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
+        if AHEAD:
             row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
-            ahead = there & (column + 1 < end)
-            entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
-            seen = seen & (channel < C_IN)[None, :]
-            a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
-            w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
-            w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
-            b = tl.load(w, mask=w_there, other=0)
-            acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
+            ahead = there & (begin + 1 < end)
+            entry = tl.load(map_ptr + (begin + 1) * capacity + rows, mask=ahead, other=0)
+            a_mask = seen & k_there[None, :]
+            a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=a_mask, other=0)
+            b = tl.load(w_row + begin * (C_OUT * KZ * C_PAD) + k[:, None], mask=w_there, other=0)
+            for column in range(begin + 1, end + 1):
+                row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
+                ahead = there & (column + 1 < end)
+                entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
+                a_mask = seen & k_there[None, :]
+                next_a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=a_mask, other=0)
+                w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
+                next_b = tl.load(w, mask=w_there & (column < end), other=0)
+                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
+                a = next_a
+                b = next_b
+        else:
+            for column in range(begin, end):
+                row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
+                ahead = there & (column + 1 < end)
+                entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
+                seen = seen & k_there[None, :]
+                a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
+                w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
+                b = tl.load(w, mask=w_there, other=0)
+                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     elif STEPS == "column":
         for column in range(begin, end):
             bits = entry
@@ -217,19 +245,50 @@ def conv_kernel(
                 acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     else:
         PARTS: tl.constexpr = C_PAD // BLOCK_K
-        for step in range(begin * KZ * PARTS, end * KZ * PARTS):
-            column = step // (KZ * PARTS)
-            tap = step // PARTS % KZ
-            channel = step % PARTS * BLOCK_K + k
-            row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
-            ahead = there & (step + 1 < end * KZ * PARTS)
-            next_column = (step + 1) // (KZ * PARTS)
+        if AHEAD:
+            first = begin * KZ * PARTS
+            last = end * KZ * PARTS
+            row, seen = _row_of_tap(entry, 0, KZ, INVERSE)
+            ahead = there & (first + 1 < last)
+            next_column = (first + 1) // (KZ * PARTS)
             entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
-            a_there = seen[:, None] & (channel < C_IN)[None, :]
-            a = tl.load(x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0)
-            w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
+            a_there = seen[:, None] & (k < C_IN)[None, :]
+            a = tl.load(x_ptr + row[:, None] * STRIDE_X + k[None, :], mask=a_there, other=0)
+            w = w_row + begin * (C_OUT * KZ * C_PAD) + k[:, None]
             b = tl.load(w, mask=in_channels[None, :], other=0)
-            acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
+            for step in range(first + 1, last + 1):
+                column = step // (KZ * PARTS)
+                tap = step // PARTS % KZ
+                channel = step % PARTS * BLOCK_K + k
+                row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
+                ahead = there & (step + 1 < last)
+                next_column = (step + 1) // (KZ * PARTS)
+                entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
+                a_there = (seen & (step < last))[:, None] & (channel < C_IN)[None, :]
+                next_a = tl.load(
+                    x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
+                )
+                w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
+                next_b = tl.load(w, mask=in_channels[None, :] & (step < last), other=0)
+                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
+                a = next_a
+                b = next_b
+        else:
+            for step in range(begin * KZ * PARTS, end * KZ * PARTS):
+                column = step // (KZ * PARTS)
+                tap = step // PARTS % KZ
+                channel = step % PARTS * BLOCK_K + k
+                row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
+                ahead = there & (step + 1 < end * KZ * PARTS)
+                next_column = (step + 1) // (KZ * PARTS)
+                entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
+                a_there = seen[:, None] & (channel < C_IN)[None, :]
+                a = tl.load(
+                    x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
+                )
+                w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
+                b = tl.load(w, mask=in_channels[None, :], other=0)
+                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     if SPLITS > 1:
         # In the order of the splits, whoever comes last: the sum is the same in every run.
         tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -257,7 +316,8 @@ def conv_kernel(
     held = there[:, None] & in_channels[None, :]
     if RESIDUAL is not None:
         own = operand_value(result, scale_a_ptr, OWN)
-        stored = tl.load(residual_ptr + places, mask=held, other=0)
+        if not RES_AHEAD:
+            stored = tl.load(residual_ptr + places, mask=held, other=0)
         total = own + operand_value(stored, scale_b_ptr, RESIDUAL)
         result = finish(total, add_scale_ptr, ADD_RELU, RESULT)
     tl.store(out_ptr + places, result, mask=held)
@@ -368,6 +428,8 @@ def launch_conv(
         SPLITS=tile.splits,
         OVERLAP=OVERLAP,
         EARLY=early,
+        AHEAD=tile.num_stages == 1,
+        RES_AHEAD=tile.res_ahead,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,
