@@ -34,10 +34,9 @@ class GuardedIndex:
         index: Any = self.index
         for buffer in ("words", "_sums", "counts", "needed", "all_sites"):
             setattr(index, buffer, self.guard(buffer, getattr(index, buffer)))
-        # Marks and sums begin as zeros; everything else is written before it is read.
+        # Marks begin as zeros; everything else is written before it is read.
         for number in index.marked:
             index.words[index.first_words[number] :][: levels[number].words(BATCH)] = 0
-        index._sums.zero_()
         index.all_sites.zero_()
         index.counts.zero_()
         index.sites = index.all_sites.split(sizes)

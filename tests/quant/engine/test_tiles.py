@@ -17,7 +17,7 @@ from voxelquant.quant.engine.tiles import (
 from voxelquant.quant.engine.tuning import load_tiles, store_tiles
 
 SHAPES = [
-    ConvShape(c_in, c_out, columns, kz, fmt, "fp16", 1024)
+    ConvShape(c_in, c_out, columns, kz, fmt, "fp16", None, 1024)
     for (c_in, c_out), (columns, kz), fmt in product(
         ((1, 5), (5, 16), (16, 24), (33, 32), (64, 64), (128, 128)),
         ((1, 1), (9, 3), (1, 3), (4, 2)),

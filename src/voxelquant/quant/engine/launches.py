@@ -74,15 +74,16 @@ class Launches:
         """What the tile of a convolution depends on."""
         kernel = self.program.maps[op.map].geometry.kernel_size
         weight = _weight(op)
+        values = self.program.values
         return ConvShape(
             c_in=weight.shape[4],
             c_out=weight.shape[0],
             columns=kernel[1] * kernel[2],
             kz=kernel[0],
-            format=format_name(self.program.values[op.x].dtype),
-            result=format_name(self.program.values[op.out].dtype),
+            format=format_name(values[op.x].dtype),
+            result=format_name(values[op.out].dtype),
+            residual=None if op.residual is None else format_name(values[op.residual].dtype),
             rows=triton.next_power_of_2(self._out_level(op).capacity),
-            residual=None if op.residual is None else format_name(self.program.values[op.residual].dtype),
         )
 
     def _out_level(self, op: ConvOp) -> LevelGrid:

@@ -88,7 +88,6 @@ class NetworkPlan:
         self.program = program
         self.batch_size = batch_size
         self.max_voxels = max_voxels
-        self.device = device
         sizes = capacities or _default_capacities(program, max_voxels)
         largest = max(sizes[value.level] * max(value.channels, 8) for value in program.values)
         if largest >= _MOST_PLACES:
@@ -101,6 +100,7 @@ class NetworkPlan:
             for level, size in zip(program.levels, sizes, strict=True)
         )
         self.index = SiteIndex(levels, batch_size, device)
+        self.device = self.index.words.device  # which says which GPU
         # What the input's own level needs comes first; the rest is built beside its convolutions.
         near = [number for number, m in enumerate(program.maps) if m.in_level == m.out_level == 0]
         far = [number for number in range(len(program.maps)) if number not in near]
@@ -156,7 +156,7 @@ class NetworkPlan:
                 f"got a frame of {n} voxels, the plan holds {self.max_voxels}; plan for more"
             )
         expected = (n, self.program.values[0].channels), (n, 4)
-        if (tuple(features.shape), tuple(coords_bzyx.shape)) != expected:
+        if (features.shape, coords_bzyx.shape) != expected:
             raise GeometryError(
                 f"got features {tuple(features.shape)} and coordinates {tuple(coords_bzyx.shape)}, "
                 f"need {expected[0]} and {expected[1]} (batch, z, y, x)"
@@ -179,14 +179,14 @@ class NetworkPlan:
             self._graph.replay()
 
     def check(self) -> None:
-        """Wait for the last frame.
+        """Wait for the last frame, if it was run on the current stream.
 
         Raises:
             GeometryError: it did not fit; `__call__` says how.
         """
         if self._graph is not None:
             # The graph's last act is to send the flags here: no second wait to fetch them.
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
             if int(self._flags_here) == 0:
                 return
         reason = self.index.explain()
@@ -261,10 +261,12 @@ class NetworkPlan:
         index, far = self.index, slice(self._near, len(self._map_order))
         channels, ordered = self.program.values[0].channels, self._values[0]
         stages = [Stage("marks", "maps", index.mark)]
-        for number in range(1, len(index.passes)):
-            launch = partial(index.launch_pass, number)
-            stages.append(Stage(f"far sites {number}", "maps", launch, True, waits=number == 1))
-        stages.append(Stage("sites", "maps", partial(index.launch_pass, 0)))
+        for number, each in enumerate(index.far_passes):
+            launch = partial(index.launch_pass, each)
+            stages.append(Stage(f"far sites {number}", "maps", launch, True, waits=number == 0))
+        for number, each in enumerate(index.near_passes):
+            launch = partial(index.launch_pass, each)
+            stages.append(Stage(f"near sites {number}", "maps", launch))
         stages.append(Stage("order", "copy", partial(order_features, index, channels, ordered)))
         if far.start < far.stop:
             # They read the ranks and sites of the input's level, too.

@@ -24,6 +24,7 @@ class ConvShape:
         kz: taps of a column.
         format: what it reads: `fp16`, `int8` or `fp8`.
         result: format that it writes; what stores are wide decides how rows are read, too.
+        residual: format of the other operand of a fused sum, None without one.
         rows: output rows that were planned for, rounded up to a power of two.
     """
 
@@ -33,8 +34,8 @@ class ConvShape:
     kz: int
     format: str
     result: str
+    residual: str | None
     rows: int
-    residual: str | None = None
 
     @property
     def least_k(self) -> int:
@@ -88,7 +89,8 @@ def candidates(shape: ConvShape, rows: int, processors: int) -> Iterator[ConvTil
 
 def _whole(shape: ConvShape, block_m: int, block_n: int, num_warps: int) -> Iterator[ConvTile]:
     widest = max(triton.next_power_of_2(shape.c_in), shape.least_k)
-    for num_stages in (2, 3):
+    # Narrow layers have few steps: what is loaded ahead may cost more than it hides.
+    for num_stages in (1, 2, 3) if shape.c_in <= 32 else (2, 3):
         if shape.c_in <= 32:
             yield _together(shape, block_m, block_n, num_warps, num_stages)
         if widest <= 64:

@@ -18,6 +18,7 @@ from voxelquant.numerics import FP8_E4M3, INT8, quantize  # noqa: E402
 from voxelquant.sparse.backends.triton.epilogue import (  # noqa: E402
     divide_by_step,
     finish,
+    load_scale,
     operand_value,
 )
 
@@ -126,13 +127,19 @@ def _divide(x_ptr, step_ptr, out_ptr, N: tl.constexpr):
 @triton.jit
 def _finish(x_ptr, step_ptr, out_ptr, RELU: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr):
     places = tl.program_id(0) * N + tl.arange(0, N)
-    tl.store(out_ptr + places, finish(tl.load(x_ptr + places), step_ptr, RELU, FORMAT))
+    tl.store(
+        out_ptr + places,
+        finish(tl.load(x_ptr + places), load_scale(step_ptr, FORMAT), RELU, FORMAT),
+    )
 
 
 @triton.jit
 def _value(codes_ptr, step_ptr, out_ptr, FORMAT: tl.constexpr, N: tl.constexpr):
     places = tl.arange(0, N)
-    tl.store(out_ptr + places, operand_value(tl.load(codes_ptr + places), step_ptr, FORMAT))
+    tl.store(
+        out_ptr + places,
+        operand_value(tl.load(codes_ptr + places), load_scale(step_ptr, FORMAT), FORMAT),
+    )
 
 
 def values_around_codes(step: float) -> Tensor:

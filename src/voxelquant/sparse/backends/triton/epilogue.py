@@ -62,14 +62,23 @@ def quantize_fp8(x, scale):
 
 
 @triton.jit
-def finish(y, scale_ptr, RELU: tl.constexpr, FORMAT: tl.constexpr):
+def load_scale(scale_ptr, FORMAT: tl.constexpr):
+    """Step of codes; 1 for fp16 values, which have none."""
+    if FORMAT == "fp16":
+        return 1.0
+    else:
+        return tl.load(scale_ptr)
+
+
+@triton.jit
+def finish(y, scale, RELU: tl.constexpr, FORMAT: tl.constexpr):
     """Activation, then what is stored: int8 codes, the bits of fp8 codes, or fp16 values."""
     if RELU:
         y = tl.maximum(y, 0.0)
     if FORMAT == "int8":
-        return quantize_int8(y, tl.load(scale_ptr))
+        return quantize_int8(y, scale)
     elif FORMAT == "fp8":
-        return quantize_fp8(y, tl.load(scale_ptr))
+        return quantize_fp8(y, scale)
     else:
         return y.to(tl.float16)
 
@@ -84,11 +93,11 @@ def code_value(stored, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def operand_value(stored, scale_ptr, FORMAT: tl.constexpr):
+def operand_value(stored, scale, FORMAT: tl.constexpr):
     """Real value of a stored operand of a sum: `fp32(q * s)`, or the fp16 value."""
     value = code_value(stored, FORMAT)
     if FORMAT != "fp16":
-        value = value * tl.load(scale_ptr)
+        value = value * scale
     return value
 
 

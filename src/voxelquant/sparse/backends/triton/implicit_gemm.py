@@ -25,6 +25,7 @@ from voxelquant.sparse.backends.triton.bits import popcount_small
 from voxelquant.sparse.backends.triton.epilogue import (
     finish,
     format_name,
+    load_scale,
     operand_value,
     stored_bits,
 )
@@ -58,7 +59,6 @@ class ConvTile:
     num_warps: int
     num_stages: int
     splits: int = 1
-    res_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,24 @@ def conv_kernel(
     SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
     EARLY: tl.constexpr,
-    AHEAD: tl.constexpr,
-    RES_AHEAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """See the module; program (i, n, split)."""
     start = tl.program_id(0) * BLOCK_M
+    channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_channels = channels < C_OUT
+    # What the end needs of the weights is asked for now: there it would be waited for.
+    if FORMAT != "fp16":
+        multiplier = tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channels, mask=in_channels, other=0.0).to(tl.float32)
+    scale = load_scale(scale_ptr, OWN)
+    if RESIDUAL is not None:
+        scale_a = load_scale(scale_a_ptr, OWN)
+        scale_b = load_scale(scale_b_ptr, RESIDUAL)
+        add_scale = load_scale(add_scale_ptr, RESULT)
     if OVERLAP and not EARLY:
         gdc_wait()
     count = tl.load(count_ptr)
@@ -171,8 +181,6 @@ def conv_kernel(
             return
     rows = start + tl.arange(0, BLOCK_M)
     there = rows < count
-    channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_channels = channels < C_OUT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if FORMAT == "int8" else tl.float32)
     k = tl.arange(0, BLOCK_K)
     w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
@@ -190,44 +198,19 @@ def conv_kernel(
         if EARLY:
             gdc_wait()
         gdc_launch_dependents()
-    if RES_AHEAD and RESIDUAL is not None:
-        stored = tl.load(
-            residual_ptr + rows.to(tl.int64)[:, None] * C_OUT + channels[None, :],
-            mask=there[:, None] & in_channels[None, :], other=0,
-        )
     if STEPS == "together":
         tap = k // C_PAD
         channel = k % C_PAD
-        k_there = channel < C_IN
-        w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
-        if AHEAD:
+        for column in range(begin, end):
             row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
-            ahead = there & (begin + 1 < end)
-            entry = tl.load(map_ptr + (begin + 1) * capacity + rows, mask=ahead, other=0)
-            a_mask = seen & k_there[None, :]
-            a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=a_mask, other=0)
-            b = tl.load(w_row + begin * (C_OUT * KZ * C_PAD) + k[:, None], mask=w_there, other=0)
-            for column in range(begin + 1, end + 1):
-                row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
-                ahead = there & (column + 1 < end)
-                entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
-                a_mask = seen & k_there[None, :]
-                next_a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=a_mask, other=0)
-                w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
-                next_b = tl.load(w, mask=w_there & (column < end), other=0)
-                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
-                a = next_a
-                b = next_b
-        else:
-            for column in range(begin, end):
-                row, seen = _row_of_tap(entry[:, None], tap[None, :], KZ, INVERSE)
-                ahead = there & (column + 1 < end)
-                entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
-                seen = seen & k_there[None, :]
-                a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
-                w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
-                b = tl.load(w, mask=w_there, other=0)
-                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
+            ahead = there & (column + 1 < end)
+            entry = tl.load(map_ptr + (column + 1) * capacity + rows, mask=ahead, other=0)
+            seen = seen & (channel < C_IN)[None, :]
+            a = tl.load(x_ptr + row * STRIDE_X + channel[None, :], mask=seen, other=0)
+            w_there = (k < KZ * C_PAD)[:, None] & in_channels[None, :]
+            w = w_row + column * (C_OUT * KZ * C_PAD) + k[:, None]
+            b = tl.load(w, mask=w_there, other=0)
+            acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     elif STEPS == "column":
         for column in range(begin, end):
             bits = entry
@@ -245,50 +228,19 @@ def conv_kernel(
                 acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     else:
         PARTS: tl.constexpr = C_PAD // BLOCK_K
-        if AHEAD:
-            first = begin * KZ * PARTS
-            last = end * KZ * PARTS
-            row, seen = _row_of_tap(entry, 0, KZ, INVERSE)
-            ahead = there & (first + 1 < last)
-            next_column = (first + 1) // (KZ * PARTS)
+        for step in range(begin * KZ * PARTS, end * KZ * PARTS):
+            column = step // (KZ * PARTS)
+            tap = step // PARTS % KZ
+            channel = step % PARTS * BLOCK_K + k
+            row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
+            ahead = there & (step + 1 < end * KZ * PARTS)
+            next_column = (step + 1) // (KZ * PARTS)
             entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
-            a_there = seen[:, None] & (k < C_IN)[None, :]
-            a = tl.load(x_ptr + row[:, None] * STRIDE_X + k[None, :], mask=a_there, other=0)
-            w = w_row + begin * (C_OUT * KZ * C_PAD) + k[:, None]
+            a_there = seen[:, None] & (channel < C_IN)[None, :]
+            a = tl.load(x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0)
+            w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
             b = tl.load(w, mask=in_channels[None, :], other=0)
-            for step in range(first + 1, last + 1):
-                column = step // (KZ * PARTS)
-                tap = step // PARTS % KZ
-                channel = step % PARTS * BLOCK_K + k
-                row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
-                ahead = there & (step + 1 < last)
-                next_column = (step + 1) // (KZ * PARTS)
-                entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
-                a_there = (seen & (step < last))[:, None] & (channel < C_IN)[None, :]
-                next_a = tl.load(
-                    x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
-                )
-                w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
-                next_b = tl.load(w, mask=in_channels[None, :] & (step < last), other=0)
-                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
-                a = next_a
-                b = next_b
-        else:
-            for step in range(begin * KZ * PARTS, end * KZ * PARTS):
-                column = step // (KZ * PARTS)
-                tap = step // PARTS % KZ
-                channel = step % PARTS * BLOCK_K + k
-                row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
-                ahead = there & (step + 1 < end * KZ * PARTS)
-                next_column = (step + 1) // (KZ * PARTS)
-                entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
-                a_there = seen[:, None] & (channel < C_IN)[None, :]
-                a = tl.load(
-                    x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0
-                )
-                w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
-                b = tl.load(w, mask=in_channels[None, :], other=0)
-                acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
+            acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     if SPLITS > 1:
         # In the order of the splits, whoever comes last: the sum is the same in every run.
         tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -308,18 +260,17 @@ def conv_kernel(
             )
     y = acc.to(tl.float32)
     if FORMAT != "fp16":
-        y = y * tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)[None, :]
+        y = y * multiplier[None, :]
     if HAS_BIAS:
-        y = y + tl.load(bias_ptr + channels, mask=in_channels, other=0.0).to(tl.float32)[None, :]
-    result = finish(y, scale_ptr, RELU, OWN)
+        y = y + bias[None, :]
+    result = finish(y, scale, RELU, OWN)
     places = rows.to(tl.int64)[:, None] * C_OUT + channels[None, :]
     held = there[:, None] & in_channels[None, :]
     if RESIDUAL is not None:
-        own = operand_value(result, scale_a_ptr, OWN)
-        if not RES_AHEAD:
-            stored = tl.load(residual_ptr + places, mask=held, other=0)
-        total = own + operand_value(stored, scale_b_ptr, RESIDUAL)
-        result = finish(total, add_scale_ptr, ADD_RELU, RESULT)
+        own = operand_value(result, scale_a, OWN)
+        stored = tl.load(residual_ptr + places, mask=held, other=0)
+        total = own + operand_value(stored, scale_b, RESIDUAL)
+        result = finish(total, add_scale, ADD_RELU, RESULT)
     tl.store(out_ptr + places, result, mask=held)
 
 
@@ -428,8 +379,6 @@ def launch_conv(
         SPLITS=tile.splits,
         OVERLAP=OVERLAP,
         EARLY=early,
-        AHEAD=tile.num_stages == 1,
-        RES_AHEAD=tile.res_ahead,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,

@@ -10,6 +10,7 @@ from voxelquant.sparse.backends.triton.epilogue import (
     code_value,
     finish,
     format_name,
+    load_scale,
     operand_value,
     quantize_fp8,
     quantize_int8,
@@ -164,6 +165,8 @@ def _add_rows(
         return
     places = start + tl.arange(0, BLOCK)
     there = places < size
-    a = operand_value(tl.load(a_ptr + places, mask=there, other=0), scale_a_ptr, A)
-    b = operand_value(tl.load(b_ptr + places, mask=there, other=0), scale_b_ptr, B)
-    tl.store(out_ptr + places, finish(a + b, scale_ptr, RELU, RESULT), mask=there)
+    scale_a, scale_b = load_scale(scale_a_ptr, A), load_scale(scale_b_ptr, B)
+    a = operand_value(tl.load(a_ptr + places, mask=there, other=0), scale_a, A)
+    b = operand_value(tl.load(b_ptr + places, mask=there, other=0), scale_b, B)
+    total = finish(a + b, load_scale(scale_ptr, RESULT), RELU, RESULT)
+    tl.store(out_ptr + places, total, mask=there)

@@ -8,8 +8,8 @@ is hashed, and a look-up reads one word. (Where bits and rank do not fit 64 bits
 several words, each a run of cells with a rank of its own.)
 
 The input's sites, and what they reach on the levels next to theirs, are marked one by one. The
-columns of deeper levels, few, are derived from all that they see. Bits are counted by blocks while
-they are made; a block's ranks then begin with the sum of the blocks before.
+columns of deeper levels, few, are derived from all that they see. Bits are counted by blocks, and
+the ranks of a block begin with the sum of the blocks before.
 
 Everything has upper bounds that are fixed beforehand. What does not fit is counted all the same and
 raises a flag; no kernel reads or writes out of bounds, and no result is silently cut.
@@ -29,11 +29,14 @@ from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends.triton.frame import Frame
 from voxelquant.sparse.backends.triton.overlap import LAUNCH
 from voxelquant.sparse.backends.triton.site_kernels import (
+    COUNT,
+    DERIVE,
     FLAG_OUTSIDE,
     FLAG_OVERFLOW,
     FLAG_REPEATED,
     LEVEL_FIELDS,
     MAX_STEPS,
+    RANK,
     clear_marks,
     index_levels,
     mark_sites,
@@ -87,6 +90,19 @@ class LevelGrid:
         return batch_size * self.spatial_shape[1] * self.spatial_shape[2] * self.segments
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One launch for several levels.
+
+    Attributes:
+        made: levels whose bits are counted, derived before that if they are not marked.
+        ranked: levels whose sites are ranked and listed; made by an earlier pass.
+    """
+
+    made: tuple[int, ...] = ()
+    ranked: tuple[int, ...] = ()
+
+
 class SiteIndex:
     """Occupancy, ranks and sites of all levels, in memory that is allocated once.
 
@@ -103,8 +119,8 @@ class SiteIndex:
         sites: for each level `[capacity]` int64 or int32 cell `((b * Y + y) * X + x) << z_bits | z`
             of each row; the first level's are filled in by `order_features`.
         marked: levels whose words `clear` empties: the first, and those that follow it.
-        passes: what `launch` does, one launch after the other: levels that are ranked, and levels
-            that are derived meanwhile. The first is the input's level alone; the marks precede it.
+        near_passes: what leads from the marks to the ranks of the input's level.
+        far_passes: the same of all other levels; it does not need the first.
 
     Raises:
         GeometryError: a level is reached by a dilated convolution, whose reach is no box, or the
@@ -142,7 +158,8 @@ class SiteIndex:
         self._sums = torch.zeros(sum(self._blocks), dtype=torch.int32, device=device)
         self.marked = [n for n, level in enumerate(levels) if not level.parent]
         self._sources = [self._source(number) for number in range(len(levels))]
-        self.passes = self._make_passes()
+        self.near_passes = [Pass(made=(0,)), Pass(ranked=(0,))]
+        self.far_passes = self._make_far_passes()
 
     @property
     def bytes(self) -> int:
@@ -153,8 +170,8 @@ class SiteIndex:
     def launch(self) -> None:
         """Index the frame that was handed over; `clear` has to follow before the next one."""
         self.mark()
-        for number in range(len(self.passes)):
-            self.launch_pass(number)
+        for each in (*self.near_passes, *self.far_passes):
+            self.launch_pass(each)
 
     def mark(self) -> None:
         """Mark the sites of the first level, and of those that follow it."""
@@ -164,7 +181,6 @@ class SiteIndex:
         mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
             self.frame.fields,
             self.words,
-            self._sums,
             self.batch_size,
             LEVELS=fields,
             N_LEVELS=len(self.marked),
@@ -172,13 +188,15 @@ class SiteIndex:
             **LAUNCH,
         )
 
-    def launch_pass(self, number: int) -> None:
-        """What `passes` says, after the marks and the passes before."""
-        ranked, derived = self.passes[number]
+    def launch_pass(self, which: Pass) -> None:
+        """A pass of this index, after the marks and the passes before it."""
         fields: tuple[int, ...] = ()
         programs = 0
-        for level in (*ranked, *derived):
-            fields += self._level_fields(level, programs, level in derived)
+        for level in (*which.made, *which.ranked):
+            job = DERIVE if level not in self.marked else COUNT
+            if level in which.ranked:
+                job = RANK
+            fields += self._level_fields(level, programs, job)
             programs += self._blocks[level]
         index_levels[(programs,)](
             self.frame.fields,
@@ -189,7 +207,7 @@ class SiteIndex:
             self.counts,
             self.needed,
             LEVELS=fields,
-            N_LEVELS=len(ranked) + len(derived),
+            N_LEVELS=len(which.made) + len(which.ranked),
             num_warps=8,
             **LAUNCH,
         )
@@ -202,8 +220,6 @@ class SiteIndex:
         clear_marks[(triton.cdiv(self.levels[0].capacity, _CLEAR_ROWS),)](
             self.frame.fields,
             self.words,
-            self._sums,
-            len(self._sums),
             self.all_sites,
             self._bounds,
             self.counts,
@@ -296,27 +312,23 @@ class SiteIndex:
             reach = [(r - 1) * stride + kernel for r, kernel, stride in steps]
         return reach[0], reach[1]
 
-    def _make_passes(self) -> list[tuple[list[int], list[int]]]:
-        """Each level is ranked once its words are complete, while others are derived from them."""
-        ready = [0] * len(self.levels)  # the pass in which words are there to be ranked
+    def _make_far_passes(self) -> list[Pass]:
+        """Each level is made as soon as its source has been, and ranked in the pass after that."""
+        made = [0] * len(self.levels)
         for number, source in enumerate(self._sources):
-            if number not in self.marked:
-                ready[number] = max(ready[source], 1) + 1
-            elif number > 0:
-                ready[number] = 1
-        passes = []
-        for turn in range(max(ready) + 1):
-            ranked = [number for number, first in enumerate(ready) if first == turn]
-            derived = [
-                number
-                for number, first in enumerate(ready)
-                if first == turn + 1 and number not in self.marked
-            ]
-            passes.append((ranked, derived))
-        return passes
+            if number > 0:
+                made[number] = 0 if source in self.marked else made[source] + 1
+        far = range(1, len(self.levels))
+        return [
+            Pass(
+                made=tuple(n for n in far if made[n] == turn),
+                ranked=tuple(n for n in far if made[n] == turn - 1),
+            )
+            for turn in range(max(made[1:]) + 2 if far else 0)
+        ]
 
     def _level_fields(
-        self, number: int, first_program: int = 0, derived: bool = False
+        self, number: int, first_program: int = 0, job: int = COUNT
     ) -> tuple[int, ...]:
         """What kernels know of a level, see `site_kernels`."""
         level, source = self.levels[number], self._sources[number]
@@ -334,7 +346,7 @@ class SiteIndex:
             sum(self._blocks[:number]),
             self._blocks[number],
             first_program,
-            int(derived),
+            job,
             self.first_words[source],
             read.word_cells,
             read.segments,

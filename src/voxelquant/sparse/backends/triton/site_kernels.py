@@ -1,4 +1,4 @@
-"""The kernels of the site index: marking cells, deriving levels from others, ranking, clearing.
+"""The kernels of the site index: marking cells, deriving levels from others, counting, ranking.
 
 Levels are described to them by flat tuples that `site_index` writes, `LEVEL_FIELDS` numbers each.
 """
@@ -10,8 +10,8 @@ from voxelquant.sparse.backends.triton.bits import bits_below, popcount64, reach
 from voxelquant.sparse.backends.triton.overlap import OVERLAP, gdc_launch_dependents, gdc_wait
 
 # Of the level: first word, cells of a word, words of a column, grid (z, y, x), bits of a cell's z,
-# number, words, words of a block, its first block, blocks, its first program of the launch,
-# whether the launch derives its words (else it ranks them). Of its source: first word, cells of a
+# number, words, words of a block, its first block, blocks, its first program of the launch, what
+# the launch does with it. Of its source: first word, cells of a
 # word, words of a column, grid. Then the number of steps between them, the most columns that a site
 # sees along y and x, and whether words follow from words.
 _OF_LEVEL = 14
@@ -26,6 +26,10 @@ _STEP_SIZE: tl.constexpr = tl.constexpr(_STEP)
 _FIELDS: tl.constexpr = tl.constexpr(LEVEL_FIELDS)
 _SUMS: tl.constexpr = tl.constexpr(1024)  # blocks whose bits are added at once
 
+COUNT, DERIVE, RANK = 0, 1, 2  # what a launch does with a level
+_COUNT: tl.constexpr = tl.constexpr(COUNT)
+_DERIVE: tl.constexpr = tl.constexpr(DERIVE)
+
 FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
 _OUTSIDE: tl.constexpr = tl.constexpr(FLAG_OUTSIDE)
 _REPEATED: tl.constexpr = tl.constexpr(FLAG_REPEATED)
@@ -36,7 +40,6 @@ _OVERFLOW: tl.constexpr = tl.constexpr(FLAG_OVERFLOW)
 def mark_sites(
     frame_ptr,
     words_ptr,
-    sums_ptr,
     batch_size,
     LEVELS: tl.constexpr,
     N_LEVELS: tl.constexpr,
@@ -44,7 +47,7 @@ def mark_sites(
 ):
     """Set the bits of the input's cells, and of those that they reach through one convolution.
 
-    Words and sums of bits are zero before. The first level is the input's.
+    Words are zero before. The first level is the input's.
     """
     if OVERLAP:
         gdc_wait()
@@ -67,26 +70,32 @@ def mark_sites(
     outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
     tl.atomic_or(frame_ptr + 3, outside.to(tl.int64) * _OUTSIDE, mask=outside > 0)
     there &= inside
-    _mark_cells(words_ptr, sums_ptr, b, z, z, y, x, there, LEVELS, 0)
+    _mark_cells(words_ptr, b, z, z, y, x, there, LEVELS, 0)
     for number in tl.static_range(1, N_LEVELS):
-        _mark_reached(words_ptr, sums_ptr, b, z, y, x, there, LEVELS, number * _FIELDS)
+        _mark_reached(words_ptr, b, z, y, x, there, LEVELS, number * _FIELDS)
 
 
 @triton.jit
-def _mark_reached(words_ptr, sums_ptr, b, z, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr):
-    """Along an axis, outputs o with `s * o - p <= i <= s * o - p + k - 1` read the cell i."""
+def _mark_reached(words_ptr, b, z, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr):
+    """Along an axis, outputs o with `s * o - p <= i <= s * o - p + k - 1` read the cell i.
+
+    All columns that a cell reaches are one axis of a tensor, so that their words are asked for at
+    once.
+    """
     STEP: tl.constexpr = AT + _STEPS_AT
     REACHED_Y: tl.constexpr = (LEVELS[STEP + 5] - 1) // LEVELS[STEP + 6] + 1
     REACHED_X: tl.constexpr = (LEVELS[STEP + 10] - 1) // LEVELS[STEP + 11] + 1
+    COLUMNS: tl.constexpr = triton.next_power_of_2(REACHED_Y * REACHED_X)
     z_lo, z_hi = _reached(z, LEVELS, STEP)
     y_lo, y_hi = _reached(y, LEVELS, STEP + 5)
     x_lo, x_hi = _reached(x, LEVELS, STEP + 10)
-    for dy in tl.static_range(REACHED_Y):
-        for dx in tl.static_range(REACHED_X):
-            reached = there & (z_lo <= z_hi) & (y_lo + dy <= y_hi) & (x_lo + dx <= x_hi)
-            _mark_cells(
-                words_ptr, sums_ptr, b, z_lo, z_hi, y_lo + dy, x_lo + dx, reached, LEVELS, AT
-            )
+    columns = tl.arange(0, COLUMNS)
+    column_y = y_lo[:, None] + (columns // REACHED_X)[None, :]
+    column_x = x_lo[:, None] + (columns % REACHED_X)[None, :]
+    reached = (there & (z_lo <= z_hi))[:, None] & (column_y <= y_hi[:, None])
+    reached &= (column_x <= x_hi[:, None]) & (columns < REACHED_Y * REACHED_X)[None, :]
+    b, z_lo, z_hi = b[:, None], z_lo[:, None], z_hi[:, None]
+    _mark_cells(words_ptr, b, z_lo, z_hi, column_y, column_x, reached, LEVELS, AT)
 
 
 @triton.jit
@@ -102,49 +111,27 @@ def _reached(cell, LEVELS: tl.constexpr, AT: tl.constexpr):
 
 
 @triton.jit
-def _mark_cells(
-    words_ptr, sums_ptr, b, z_lo, z_hi, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr
-):
-    """Set the bits of the cells `z_lo ... z_hi` of a column."""
+def _mark_cells(words_ptr, b, z_lo, z_hi, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr):
+    """Set the bits of the cells `z_lo ... z_hi` of columns."""
+    FIRST_WORD: tl.constexpr = LEVELS[AT]
     CELLS: tl.constexpr = LEVELS[AT + 1]
     SEGMENTS: tl.constexpr = LEVELS[AT + 2]
     SIZE_Y: tl.constexpr = LEVELS[AT + 4]
     SIZE_X: tl.constexpr = LEVELS[AT + 5]
     column = (b * SIZE_Y + y) * SIZE_X + x
-    if SEGMENTS == 1:
-        run = ((bits_below(tl.where(there, z_hi, 0)) << 1) | 1) & ~bits_below(
-            tl.where(there, z_lo, 0)
+    for segment in tl.static_range(SEGMENTS):
+        # Of the run, what lies in this word.
+        first = tl.maximum(z_lo - segment * CELLS, 0)
+        last = tl.minimum(z_hi - segment * CELLS, CELLS - 1)
+        held = there & (first <= last)
+        run = (bits_below(tl.where(held, last, 0)) << 1) | 1
+        run &= ~bits_below(tl.where(held, first, 0))
+        tl.atomic_or(
+            words_ptr + FIRST_WORD + column * SEGMENTS + segment,
+            run.to(tl.int64, bitcast=True),
+            mask=held,
+            sem="relaxed",
         )
-        _set_bits(words_ptr, sums_ptr, column, run, there, LEVELS, AT)
-    else:
-        for segment in tl.static_range(SEGMENTS):
-            # Of the run, what lies in this word.
-            first = tl.maximum(z_lo - segment * CELLS, 0)
-            last = tl.minimum(z_hi - segment * CELLS, CELLS - 1)
-            held = there & (first <= last)
-            run = ((bits_below(tl.where(held, last, 0)) << 1) | 1) & ~bits_below(
-                tl.where(held, first, 0)
-            )
-            _set_bits(words_ptr, sums_ptr, column * SEGMENTS + segment, run, held, LEVELS, AT)
-
-
-@triton.jit
-def _set_bits(words_ptr, sums_ptr, word, bits, mask, LEVELS: tl.constexpr, AT: tl.constexpr):
-    """Set bits of words, and count those that were not set before."""
-    FIRST_WORD: tl.constexpr = LEVELS[AT]
-    NUMBER: tl.constexpr = LEVELS[AT + 7]
-    BLOCK_WORDS: tl.constexpr = LEVELS[AT + 9]
-    FIRST_BLOCK: tl.constexpr = LEVELS[AT + 10]
-    if NUMBER > 0:
-        # Most bits are set already: looking first spares the atomic. A stale look only repeats it.
-        old = tl.load(words_ptr + FIRST_WORD + word, mask=mask, other=0)
-        mask = mask & ((old.to(tl.uint64, bitcast=True) & bits) != bits)
-    before = tl.atomic_or(
-        words_ptr + FIRST_WORD + word, bits.to(tl.int64, bitcast=True), mask=mask, sem="relaxed"
-    )
-    added = popcount64(bits & ~before.to(tl.uint64, bitcast=True))
-    sum_ptr = sums_ptr + FIRST_BLOCK + word // BLOCK_WORDS
-    tl.atomic_add(sum_ptr, added, mask=mask & (added > 0), sem="relaxed")
 
 
 @triton.jit
@@ -159,14 +146,16 @@ def index_levels(
     LEVELS: tl.constexpr,
     N_LEVELS: tl.constexpr,
 ):
-    """Derive the words of some levels, and rank and list those of others; a block a program."""
+    """Count or derive the bits of some levels, rank and list those of others; a block a program."""
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
     for number in tl.static_range(N_LEVELS):
         block = tl.program_id(0) - LEVELS[number * _FIELDS + 12]
         if (block >= 0) & (block < LEVELS[number * _FIELDS + 11]):
-            if LEVELS[number * _FIELDS + 13]:
+            if LEVELS[number * _FIELDS + 13] == _COUNT:
+                _count_block(block, words_ptr, sums_ptr, LEVELS, number * _FIELDS)
+            elif LEVELS[number * _FIELDS + 13] == _DERIVE:
                 _derive_block(block, words_ptr, sums_ptr, LEVELS, number * _FIELDS)
             else:
                 _rank_block(
@@ -181,6 +170,19 @@ def index_levels(
                     LEVELS,
                     number * _FIELDS,
                 )
+
+
+@triton.jit
+def _count_block(block, words_ptr, sums_ptr, LEVELS: tl.constexpr, AT: tl.constexpr):
+    """Sum of the bits of a block of marked words."""
+    FIRST_WORD: tl.constexpr = LEVELS[AT]
+    WORDS: tl.constexpr = LEVELS[AT + 8]
+    BLOCK: tl.constexpr = LEVELS[AT + 9]
+    FIRST_BLOCK: tl.constexpr = LEVELS[AT + 10]
+    places = block * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(words_ptr + FIRST_WORD + places, mask=places < WORDS, other=0)
+    found = popcount64(word.to(tl.uint64, bitcast=True))
+    tl.store(sums_ptr + FIRST_BLOCK + block, tl.sum(found, 0))
 
 
 @triton.jit
@@ -379,8 +381,6 @@ def _reach_along_z(bits, LEVELS: tl.constexpr, AT: tl.constexpr):
 def clear_marks(
     frame_ptr,
     words_ptr,
-    sums_ptr,
-    n_sums,
     sites_ptr,
     bounds_ptr,
     counts_ptr,
@@ -388,7 +388,7 @@ def clear_marks(
     N_LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Leave zeros where cells were marked, and in the sums of bits.
+    """Leave zeros where cells were marked.
 
     A frame that raised a flag need not have listed what it marked: then all words are cleared.
     """
@@ -398,8 +398,6 @@ def clear_marks(
     raised = tl.load(frame_ptr + 3) != 0
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     stride = tl.num_programs(0) * BLOCK
-    for start in range(0, n_sums, stride):
-        tl.store(sums_ptr + start + places, 0, mask=start + places < n_sums)
     for number in tl.static_range(N_LEVELS):
         _clear_level(
             raised,
