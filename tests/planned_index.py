@@ -16,7 +16,12 @@ from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
 
 DEVICE = torch.device("cpu" if _INTERPRETED.value else "cuda")
 _ZONE = 64  # elements on either side
-_MARK = -0x5A5A5A5B
+_MARKS = {
+    torch.int8: -0x5B,
+    torch.int32: -0x5A5A5A5B,
+    torch.int64: -0x5A5A5A5B,
+    torch.float16: 12345.0,
+}
 
 
 class GuardedIndex:
@@ -32,11 +37,12 @@ class GuardedIndex:
         self.index = SiteIndex(tuple(levels), BATCH, DEVICE)
         self.guarded: dict[str, Tensor] = {}
         index: Any = self.index
-        for buffer in ("words", "_sums", "counts", "needed", "all_sites"):
+        for buffer in ("words", "_touched", "_sums", "counts", "needed", "all_sites"):
             setattr(index, buffer, self.guard(buffer, getattr(index, buffer)))
         # Marks begin as zeros; everything else is written before it is read.
         for number in index.marked:
             index.words[index.first_words[number] :][: levels[number].words(BATCH)] = 0
+        index._touched.zero_()
         index.all_sites.zero_()
         index.counts.zero_()
         index.sites = index.all_sites.split(sizes)
@@ -44,9 +50,8 @@ class GuardedIndex:
 
     def guard(self, name: str, buffer: Tensor) -> Tensor:
         """A buffer like this one in the middle of a larger one."""
-        mark = _MARK if not buffer.is_floating_point() else 12345.0
         self.guarded[name] = torch.full(
-            (buffer.numel() + 2 * _ZONE,), mark, dtype=buffer.dtype, device=DEVICE
+            (buffer.numel() + 2 * _ZONE,), _MARKS[buffer.dtype], dtype=buffer.dtype, device=DEVICE
         )
         return self.guarded[name][_ZONE:-_ZONE].view(buffer.shape)
 
@@ -68,9 +73,8 @@ class GuardedIndex:
 
     def require_untouched_guards(self) -> None:
         for name, buffer in self.guarded.items():
-            mark = _MARK if not buffer.is_floating_point() else 12345.0
             zones = torch.cat([buffer[:_ZONE], buffer[-_ZONE:]])
-            assert (zones == mark).all(), f"{name}: written out of bounds"
+            assert (zones == _MARKS[buffer.dtype]).all(), f"{name}: written out of bounds"
 
 
 def decode_sites(index: SiteIndex, level: int) -> list[Site]:

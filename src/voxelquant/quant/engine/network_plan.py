@@ -185,7 +185,7 @@ class NetworkPlan:
             GeometryError: it did not fit; `__call__` says how.
         """
         if self._graph is not None:
-            # The graph's last act is to send the flags here: no second wait to fetch them.
+            # The graph sends the flags here: no second wait to fetch them.
             torch.cuda.current_stream(self.device).synchronize()
             if int(self._flags_here) == 0:
                 return
@@ -211,8 +211,10 @@ class NetworkPlan:
                     line.wait_stream(other)
                 with torch.cuda.stream(line):
                     stage.run()
+            # The marks are cleared last of all that asks for sites: the flags stand by then.
+            with torch.cuda.stream(second):
+                self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
             first.wait_stream(second)
-            self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
         self._graph = graph
 
     @property

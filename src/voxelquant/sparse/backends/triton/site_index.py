@@ -37,6 +37,7 @@ from voxelquant.sparse.backends.triton.site_kernels import (
     LEVEL_FIELDS,
     MAX_STEPS,
     RANK,
+    TOUCHED_WORDS,
     clear_marks,
     index_levels,
     mark_sites,
@@ -143,6 +144,8 @@ class SiteIndex:
             )
         self.frame = Frame(device)
         self.words = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        n_bytes = triton.cdiv(len(self.words), TOUCHED_WORDS)
+        self._touched = torch.zeros(n_bytes, dtype=torch.int8, device=device)
         self.counts = torch.zeros(len(levels), dtype=torch.int32, device=device)
         self.needed = torch.zeros(len(levels), dtype=torch.int32, device=device)
         most_cells = max(s << g.z_bits for s, g in zip(sizes, levels, strict=True))
@@ -164,7 +167,7 @@ class SiteIndex:
     @property
     def bytes(self) -> int:
         """Memory held."""
-        held = (self.frame.fields, self.words, self._sums, self.all_sites)
+        held = (self.frame.fields, self.words, self._touched, self._sums, self.all_sites)
         return sum(t.numel() * t.element_size() for t in held)
 
     def launch(self) -> None:
@@ -181,6 +184,7 @@ class SiteIndex:
         mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
             self.frame.fields,
             self.words,
+            self._touched,
             self.batch_size,
             LEVELS=fields,
             N_LEVELS=len(self.marked),
@@ -201,6 +205,7 @@ class SiteIndex:
         index_levels[(programs,)](
             self.frame.fields,
             self.words,
+            self._touched,
             self._sums,
             self.all_sites,
             self._bounds,
@@ -220,6 +225,7 @@ class SiteIndex:
         clear_marks[(triton.cdiv(self.levels[0].capacity, _CLEAR_ROWS),)](
             self.frame.fields,
             self.words,
+            self._touched,
             self.all_sites,
             self._bounds,
             self.counts,
@@ -347,6 +353,7 @@ class SiteIndex:
             self._blocks[number],
             first_program,
             job,
+            int(number in self.marked),
             self.first_words[source],
             read.word_cells,
             read.segments,
