@@ -31,9 +31,9 @@ _PRECISION = "tf32x3"
 _GRAD_PROGRAMS = 4 * 132
 
 
-def supports(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
-    """Whether these kernels run, and if not, what is needed."""
-    if dtype not in DTYPES:
+def supports(dtype: torch.dtype | None, device: torch.device) -> tuple[bool, str]:
+    """Whether these kernels run, and if not, what is needed; maps have no dtype."""
+    if dtype is not None and dtype not in DTYPES:
         return False, f"no kernel for {dtype}, need {', '.join(str(d) for d in DTYPES)}"
     if INTERPRETED:
         return True, "runs in Triton's interpreter"
