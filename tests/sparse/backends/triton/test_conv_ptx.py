@@ -26,8 +26,8 @@ def compile_to_ptx(arch, dtype, precision, turned=False):
         "out_ptr": "*i32" if dtype == "*i8" else dtype, "n_in": "i32", "n_out": "i32",
     }
     constants = dict(
-        TAPS=27, C_IN=64, C_OUT=64, TURNED=turned, MIRRORED=turned, HAS_BIAS=dtype != "*i8", PRECISION=precision,
-        BLOCK_M=128, BLOCK_N=64, BLOCK_C=64, TAPS_PER_STEP=1,
+        TAPS=27, C_IN=64, C_OUT=64, TURNED=turned, MIRRORED=turned, HAS_BIAS=dtype != "*i8",
+        PRECISION=precision, BLOCK_M=128, BLOCK_N=64, BLOCK_C=64, TAPS_PER_STEP=1,
     )
     names = conv_kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}

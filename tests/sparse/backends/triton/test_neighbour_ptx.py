@@ -28,8 +28,8 @@ from voxelquant.sparse.conv_geometry import ConvGeometry
 TYPES = {torch.int32: "*i32", torch.int64: "*i64"}
 ptx = {}
 
-def compile_launch(kernel, *args, grid, warmup, num_warps=4, **named):
-    values = {**dict(zip(kernel.arg_names, args)), **named}
+def compile_launch(kernel, *args, grid, warmup, num_warps, num_stages):
+    values = dict(zip(kernel.arg_names, args))
     signature, constants, aligned = {}, {}, {}
     for place, (name, parameter) in enumerate(zip(kernel.arg_names, kernel.params)):
         value = values[name]

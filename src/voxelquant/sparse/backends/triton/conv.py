@@ -10,7 +10,6 @@ the sum, `3 * K * 2**-24 * Σ |x| |w|`, and one rounding to the dtype of the res
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,12 +19,15 @@ from torch.autograd.function import once_differentiable
 
 from voxelquant.sparse.backends.triton.conv_kernels import conv_kernel, weight_grad_kernel
 from voxelquant.sparse.backends.triton.conv_tiles import GemmShape, Tile, tile_of
+from voxelquant.sparse.backends.triton.launch import Launcher
 from voxelquant.sparse.kernel_map import KernelMap
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 # Whether the kernels run in Triton's interpreter; decided when they were imported.
 INTERPRETED = not isinstance(conv_kernel, triton.JITFunction)
 _PRECISION = "tf32x3"
+_launch_conv = Launcher(conv_kernel)
+_launch_weight_grad = Launcher(weight_grad_kernel)
 # Programs that the gradient of a weight is shared out to: four for each of 132 multiprocessors. A
 # constant, so that the order of its sum is the same on every device.
 _GRAD_PROGRAMS = 4 * 132
@@ -154,26 +156,15 @@ def _convolve(
     if tile is None:
         tile = tile_of(GemmShape("conv", features.dtype, c_in, c_out, taps))
     programs = -(-n_out // tile.rows) * -(-c_out // tile.columns)
-    if programs == 0:
-        return out
-    with torch.cuda.device_of(features):
-        conv_kernel[(programs,)](
-            features,
-            weight,
-            weight if bias is None else bias,
-            kernel_map.table,
-            out,
-            n_in,
-            n_out,
-            TAPS=taps,
-            C_IN=c_in,
-            C_OUT=c_out,
-            TURNED=turned,
-            MIRRORED=mirrored,
-            HAS_BIAS=bias is not None,
-            BLOCK_M=tile.rows,
-            **_compiled_with(tile),
-        )
+    bias_or_any = weight if bias is None else bias
+    _launch_conv(
+        (programs, 1, 1),
+        (features, weight, bias_or_any, kernel_map.table, out),
+        (n_in, n_out),
+        (taps, c_in, c_out, turned, mirrored, bias is not None, _PRECISION, *_blocks(tile)),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
     return out
 
 
@@ -193,35 +184,20 @@ def _weight_grad(
     if n_parts == 0:
         return features.new_zeros((c_out, taps, c_in), dtype=torch.float32)
     parts = features.new_empty((n_parts, c_out, taps, c_in), dtype=torch.float32)
-    with torch.cuda.device_of(features):
-        weight_grad_kernel[(tap_groups, n_parts, blocks)](
-            features,
-            grad_out,
-            kernel_map.table,
-            parts,
-            kernel_map.n_in,
-            n_out,
-            rows_per_part,
-            TAPS=taps,
-            C_IN=c_in,
-            C_OUT=c_out,
-            BLOCK_R=tile.rows,
-            **_compiled_with(tile),
-        )
+    _launch_weight_grad(
+        (tap_groups, n_parts, blocks),
+        (features, grad_out, kernel_map.table, parts),
+        (kernel_map.n_in, n_out, rows_per_part),
+        (taps, c_in, c_out, _PRECISION, *_blocks(tile)),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
     return parts[0] if n_parts == 1 else parts.sum(0)
 
 
-@lru_cache(maxsize=1024)
-def _compiled_with(tile: Tile) -> dict[str, Any]:
-    """What both kernels are compiled with."""
-    return {
-        "PRECISION": _PRECISION,
-        "BLOCK_N": tile.columns,
-        "BLOCK_C": tile.channels,
-        "TAPS_PER_STEP": tile.taps,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+def _blocks(tile: Tile) -> tuple[int, int, int, int]:
+    """Block sizes in the order of both kernels."""
+    return (tile.rows, tile.columns, tile.channels, tile.taps)
 
 
 def _rows_per_part(n_out: int, programs_per_part: int, step: int) -> int:

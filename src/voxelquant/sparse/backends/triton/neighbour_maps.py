@@ -9,21 +9,13 @@ has to wait for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from voxelquant.sparse.backends.triton.neighbour_kernels import (
-    count_bits,
-    list_cells,
-    look_up_taps,
-    mark_readers,
-    place_rows,
-    rank_bits,
-    scatter_pairs,
-    turn_table,
-)
+from voxelquant.sparse.backends.triton import neighbour_kernels as kernels
+from voxelquant.sparse.backends.triton.launch import Launcher
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.kernel_map import KernelMap
 
@@ -33,6 +25,15 @@ _SUMS = 1024  # sums of blocks that are added at once
 _LIST_WORDS = 64  # a warp for itself: its loop ends with its fullest word
 _BLOCK_ROWS = 256
 _OWN_CELL = ConvGeometry((1, 1, 1))
+
+_mark_readers = Launcher(kernels.mark_readers)
+_count_bits = Launcher(kernels.count_bits)
+_rank_bits = Launcher(kernels.rank_bits)
+_place_rows = Launcher(kernels.place_rows)
+_list_cells = Launcher(kernels.list_cells)
+_look_up_taps = Launcher(kernels.look_up_taps)
+_scatter_pairs = Launcher(kernels.scatter_pairs)
+_turn_table = Launcher(kernels.turn_table)
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,11 @@ def build_kernel_map(
         GeometryError: no output is left of the grid.
     """
     coords = coords_bzyx.contiguous()
-    with torch.cuda.device_of(coords):
-        if not geometry.subm:
-            return _strided_map(coords, spatial_shape, batch_size, geometry)
-        if bitmap is None:
-            bitmap = _index_sites(coords, spatial_shape, batch_size)
-        table = _submanifold_table(coords, geometry, bitmap)
+    if not geometry.subm:
+        return _strided_map(coords, spatial_shape, batch_size, geometry)
+    if bitmap is None:
+        bitmap = _index_sites(coords, spatial_shape, batch_size)
+    table = _submanifold_table(coords, geometry, bitmap)
     kernel_map = KernelMap(table, len(coords), geometry.taps // 2, mirrored=True)
     return kernel_map, coords_bzyx, None
 
@@ -96,10 +96,8 @@ def transpose_table(table: Tensor, n_in: int) -> Tensor:
     """`[k, n_in]` int32 output row that reads each input row through each tap; n_out for none."""
     taps, n_out = table.shape
     turned = table.new_full((taps, n_in), n_out)
-    if n_out:
-        with torch.cuda.device_of(table):
-            grid = (_programs(n_out), taps)
-            turn_table[grid](table.contiguous(), turned, n_in, n_out, BLOCK=_BLOCK_ROWS)
+    operands = (table.contiguous(), turned)
+    _turn_table((_programs(n_out), taps, 1), operands, (n_in, n_out), (_BLOCK_ROWS,))
     return turned
 
 
@@ -107,38 +105,27 @@ def _index_sites(coords: Tensor, spatial_shape: Triple, batch_size: int) -> Site
     bitmap = _mark(coords, spatial_shape, batch_size, _OWN_CELL)
     n = len(coords)
     rows = bitmap.ranks.new_empty(n)
-    if n:
-        place_rows[(_programs(n),)](
-            coords,
-            bitmap.words,
-            bitmap.ranks,
-            rows,
-            n,
-            *spatial_shape[:2],
-            bitmap.row_words,
-            BLOCK=_BLOCK_ROWS,
-        )
-    return SiteBitmap(bitmap.words, bitmap.ranks, bitmap.total, spatial_shape, rows)
+    _place_rows(
+        (_programs(n), 1, 1),
+        (coords, bitmap.words, bitmap.ranks, rows),
+        (n, *spatial_shape[:2], bitmap.row_words),
+        (_BLOCK_ROWS,),
+    )
+    return replace(bitmap, rows=rows)
 
 
 def _submanifold_table(coords: Tensor, geometry: ConvGeometry, bitmap: SiteBitmap) -> Tensor:
     n = len(coords)
     table = bitmap.ranks.new_empty((geometry.taps, n))
-    if n:
-        kz, ky, _ = geometry.kernel_size
-        look_up_taps[(_programs(n), kz * ky)](
-            coords,
-            bitmap.words,
-            bitmap.ranks,
-            bitmap.ranks if bitmap.rows is None else bitmap.rows,
-            table,
-            n,
-            *bitmap.spatial_shape,
-            bitmap.row_words,
-            GEOMETRY=_constants(geometry),
-            IN_ORDER=bitmap.rows is None,
-            BLOCK=_BLOCK_ROWS,
-        )
+    in_order = bitmap.rows is None
+    rows_or_any = bitmap.ranks if bitmap.rows is None else bitmap.rows
+    kz, ky, _ = geometry.kernel_size
+    _look_up_taps(
+        (_programs(n), kz * ky, 1),
+        (coords, bitmap.words, bitmap.ranks, rows_or_any, table),
+        (n, *bitmap.spatial_shape, bitmap.row_words),
+        (_constants(geometry), in_order, _BLOCK_ROWS),
+    )
     return table
 
 
@@ -149,30 +136,21 @@ def _strided_map(
     out_shape = geometry.output_shape(spatial_shape)
     bitmap = _mark(coords, out_shape, batch_size, geometry)
     m = int(bitmap.total.item())
-    table = bitmap.ranks.new_full((geometry.taps, m), n)
     out_coords = bitmap.ranks.new_empty((m, 4))
-    if m:
-        sizes = (*out_shape, bitmap.row_words)
-        list_cells[(len(bitmap.words) // _LIST_WORDS,)](
-            bitmap.words,
-            bitmap.ranks,
-            out_coords,
-            *out_shape[:2],
-            bitmap.row_words,
-            BLOCK=_LIST_WORDS,
-            num_warps=1,
-        )
-        scatter_pairs[(_programs(n),)](
-            coords,
-            bitmap.words,
-            bitmap.ranks,
-            table,
-            n,
-            m,
-            *sizes,
-            GEOMETRY=_constants(geometry),
-            BLOCK=_BLOCK_ROWS,
-        )
+    _list_cells(
+        (len(bitmap.words) // _LIST_WORDS if m else 0, 1, 1),
+        (bitmap.words, bitmap.ranks, out_coords),
+        (*out_shape[:2], bitmap.row_words),
+        (_LIST_WORDS,),
+        warps=1,
+    )
+    table = bitmap.ranks.new_full((geometry.taps, m), n)
+    _scatter_pairs(
+        (_programs(n) if m else 0, 1, 1),
+        (coords, bitmap.words, bitmap.ranks, table),
+        (n, m, *out_shape, bitmap.row_words),
+        (_constants(geometry), _BLOCK_ROWS),
+    )
     return KernelMap(table, n), out_coords, bitmap
 
 
@@ -184,18 +162,14 @@ def _mark(coords: Tensor, out_shape: Triple, batch_size: int, geometry: ConvGeom
     sums = words.new_empty(blocks + 1, dtype=torch.int32)  # of every block, then of all
     ranks = words.new_empty(len(words), dtype=torch.int32)
     n = len(coords)
-    if n:
-        mark_readers[(_programs(n),)](
-            coords,
-            words,
-            n,
-            *out_shape,
-            row_words,
-            GEOMETRY=_constants(geometry),
-            BLOCK=_BLOCK_ROWS,
-        )
-    count_bits[(blocks,)](words, sums, BLOCK=_BLOCK_WORDS)
-    rank_bits[(blocks,)](words, sums, ranks, BLOCK=_BLOCK_WORDS, SUMS=_SUMS)
+    _mark_readers(
+        (_programs(n), 1, 1),
+        (coords, words),
+        (n, *out_shape, row_words),
+        (_constants(geometry), _BLOCK_ROWS),
+    )
+    _count_bits((blocks, 1, 1), (words, sums), (), (_BLOCK_WORDS,))
+    _rank_bits((blocks, 1, 1), (words, sums, ranks), (), (_BLOCK_WORDS, _SUMS))
     return SiteBitmap(words, ranks, sums[blocks], out_shape)
 
 
