@@ -28,6 +28,7 @@ class OperationCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.convolutions_waited_for = 0
         self.is_paused = False
 
     def __torch_dispatch__(
@@ -37,6 +38,8 @@ class OperationCounter(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         self.counts[name] += 1
+        if name in WAITING:
+            self.convolutions_waited_for += self.counts["convolution"]
         if name in ("index", "index_put_"):
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             self.counts["indexed with a mask"] += len(masks)
@@ -63,6 +66,7 @@ def count_step(amp: bool) -> OperationCounter:
     def launch_uncounted(self: Launcher, *operands: Any, **tile: Any) -> None:
         counter.counts["launch"] += 1
         if self in (conv._launch_conv, conv._launch_weight_grad):
+            counter.counts["convolution"] += 1
             return
         counter.is_paused = True  # the interpreter computes with tensors
         launch(self, *operands, **tile)
@@ -77,8 +81,11 @@ def count_step(amp: bool) -> OperationCounter:
 
 
 def test_a_step_waits_once_for_each_strided_level() -> None:
-    """For the number of its sites, which is allocated for."""
-    assert count_step(amp=False).waits == {"_local_scalar_dense": 4}
+    """For the number of its sites, which is allocated for; before any convolution begins."""
+    counter = count_step(amp=False)
+    assert counter.waits == {"_local_scalar_dense": 4}
+    assert counter.counts["convolution"] == 21 + 20 + 21
+    assert counter.convolutions_waited_for == 0
 
 
 def test_mixed_precision_adds_a_cast_for_each_weight_and_no_wait() -> None:
@@ -92,6 +99,7 @@ def test_a_step_has_few_operations() -> None:
     """Each takes the host some ten microseconds; 722 and 62 launches were too many."""
     counts = count_step(amp=True).counts
     assert counts.pop("launch") <= 94
+    del counts["convolution"]
     assert sum(count for name, count in counts.items() if name not in FREE) <= 210
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,7 +130,7 @@ class SparseTensor:
 
     def replace_features(self, features: Tensor) -> SparseTensor:
         """The same sites with other features."""
-        return replace(self, features=features)
+        return SparseTensor(features, self.sites, self.scale, self.coupled)
 
     def dense(self) -> Tensor:
         """`[b, c, z, y, x]` with zeros where no site is active."""
