@@ -13,12 +13,14 @@ from voxelquant.numerics import quantize as quantize_values
 from voxelquant.quant import calibrate, layer_parity, lower, quantize
 from voxelquant.recipes.demo import tiny_weights
 from voxelquant.sparse import (
+    ActiveSites,
     ConvGeometry,
     SparseTensor,
     build_kernel_map,
     sparse_conv,
     sparse_conv_fp8,
     sparse_conv_int8,
+    use_backend,
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -44,6 +46,28 @@ def test_kernel_maps_are_the_same(geometry: ConvGeometry) -> None:
     there, out_there = build_kernel_map(coords.cuda(), (9, 16, 16), 2, geometry)
     assert torch.equal(out_here, out_there.cpu())
     assert torch.equal(here.table, there.table.cpu())
+
+
+def test_kernel_maps_of_a_full_batch_are_those_of_the_reference() -> None:
+    """Level by level, with tables of both directions; rows of the input are in no order."""
+    shape, batch = (41, 1440, 1440), 4
+    generator = torch.Generator(device="cuda").manual_seed(3)
+    cells = torch.randperm(batch * 400_000, device="cuda", generator=generator)[:300_000]
+    # Corners of 40 x 100 x 100 cells, so that sites have neighbours.
+    b, z, y, x = cells // 400_000, cells % 40 + 1, cells // 40 % 100, cells // 4000 % 100
+    coords = torch.stack([b, z, y + 1340, x + 1340], 1).int()
+    results = []
+    for backend in ("triton", "reference"):
+        with use_backend(backend):
+            sites, tables = ActiveSites(coords, shape, batch), []
+            for padding in ((1, 1, 1), (0, 1, 1)):
+                centred, _ = sites.kernel_map(GEOMETRIES[0])
+                strided, sites = sites.kernel_map(ConvGeometry((3, 3, 3), (2, 2, 2), padding))
+                tables += [centred.table, strided.table, strided.transposed().table]
+                tables.append(sites.coords_bzyx)
+        results.append(tables)
+    for mine, other in zip(*results, strict=True):
+        assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -37,10 +37,11 @@ def test_values_and_gradients(name: str, channels: tuple[int, int], dtype: torch
 
 def test_frames_of_other_sizes_compile_nothing_new() -> None:
     """Numbers of sites are no constants of a kernel, whatever divides them."""
-    from voxelquant.sparse.backends.triton import conv_kernels
+    from voxelquant.sparse.backends.triton import conv_kernels, neighbour_kernels
 
     def compiled() -> int:
-        kernels = (conv_kernels.conv_kernel, conv_kernels.weight_grad_kernel)
+        kernels = [conv_kernels.conv_kernel, conv_kernels.weight_grad_kernel]
+        kernels += [neighbour_kernels.look_up_taps, neighbour_kernels.place_rows]
         return sum(len(caches[0]) for k in kernels for caches in k.device_caches.values())
 
     counts = []
@@ -48,6 +49,19 @@ def test_frames_of_other_sizes_compile_nothing_new() -> None:
         assert_right(make_problem("subm", n, (7, 9), torch.float32, shape=SHAPE), device="cuda")
         counts.append(compiled())
     assert len(set(counts)) == 1
+
+
+def test_features_that_begin_anywhere() -> None:
+    """A kernel compiled for aligned rows is not launched with others, whichever came first."""
+    problem = make_problem("subm", 500, (5, 16), torch.float32, shape=SHAPE)
+    kernel_map, _ = problem.kernel_map("cuda")
+    aligned, weight = problem.features.cuda(), problem.weight.cuda()
+    moved = torch.cat([aligned[:1], aligned])[1:]
+    assert moved.data_ptr() % 16 != 0
+    expected = sparse_conv(aligned, weight, kernel_map, backend="reference")
+    for features in (aligned, moved, aligned, moved):
+        found = sparse_conv(features, weight, kernel_map, backend="triton")
+        assert relative_l2(expected.double(), found.double()) < 1e-5
 
 
 @pytest.mark.parametrize("channels", [(16, 16), (128, 128)], ids=str)

@@ -19,7 +19,9 @@ GRID = (41, 16, 16)
 def test_output_and_gradients_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     convolve = conv.sparse_conv
-    monkeypatch.setattr(conv, "sparse_conv", lambda *args: calls.append(1) or convolve(*args))
+    monkeypatch.setattr(
+        conv, "sparse_conv", lambda *args, **named: calls.append(1) or convolve(*args, **named)
+    )
     torch.manual_seed(0)
     config = BackboneConfig(in_channels=5, channels=(4, 4, 6, 8, 10))
     net = SpMiddleResNetFHD(config).train().to(DEVICE)

@@ -71,9 +71,15 @@ class SpMiddleResNetFHD(nn.Module):
             nn.ReLU(),
         )
         self.to_dense = SparseToDense()
+        self._strided = [m.geometry for m in self.modules() if isinstance(m, SparseConv3d)]
 
     def forward(self, x: SparseTensor) -> Tensor:
         """Sparse voxels `[n, c_in]` → `[b, c * z, y / 8, x / 8]`, channel = c * z_cells + z."""
+        # The sites of all levels first: a GPU is waited for once a level, for how many there are,
+        # and has nothing else to do yet.
+        sites = x.sites
+        for geometry in self._strided:
+            _, sites = sites.kernel_map(geometry)
         x = self.conv1(self.conv_input(x))
         x = self.conv4(self.conv3(self.conv2(x)))
         dense: Tensor = self.to_dense(self.extra_conv(x))

@@ -36,13 +36,15 @@ def sparse_conv(
         BackendError: the backend that was named does not run these operands.
     """
     _check_shapes(features, weight, kernel_map)
-    features, weight = _autocast(features), _autocast(weight)
-    taps = weight.flatten(1, 3)
-    if choose_backend(features.dtype, features.device, backend) == "triton":
+    dtype = _autocast_dtype(features)
+    if choose_backend(dtype or features.dtype, features.device, backend) == "triton":
         from voxelquant.sparse.backends.triton import conv  # not before it is used
 
-        return conv.sparse_conv(features, taps, kernel_map, bias)
-    out = reference.sparse_conv(features, taps, kernel_map)
+        return conv.sparse_conv(features, weight, kernel_map, bias, dtype=dtype)
+    if dtype is not None:
+        # Outside of the autograd function: gradients come in the dtypes of the operands.
+        features, weight = features.to(dtype), weight.to(dtype)
+    out = reference.sparse_conv(features, weight.flatten(1, 3), kernel_map)
     return out if bias is None else out + bias.to(out.dtype)
 
 
@@ -132,13 +134,12 @@ def sparse_conv_fp16(
         return sparse_conv(features.float(), weight.float(), kernel_map, wide_bias)
 
 
-def _autocast(x: Tensor) -> Tensor:
-    # A custom autograd function is not on autocast's list; casting outside of it gives gradients
-    # in the dtypes of the operands.
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+def _autocast_dtype(features: Tensor) -> torch.dtype | None:
+    """What `torch.autocast` rounds operands to; a custom autograd function is not on its list."""
+    device = features.device.type
+    if features.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _check_shapes(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> None:

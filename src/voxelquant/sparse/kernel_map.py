@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelquant.sparse.backends.choice import choose_map_backend
+
 
 @dataclass(frozen=True)
 class OutputChunk:
@@ -133,6 +135,10 @@ class KernelMap:
     def _transposed_table(self) -> Tensor:
         if self.mirrored:
             return self.table.flip(0)
+        if choose_map_backend(self.table.device) == "triton":
+            from voxelquant.sparse.backends.triton import neighbour_maps  # not before it is used
+
+            return neighbour_maps.transpose_table(self.table, self.n_in)
         return _transpose_table(self.table, self.n_in)
 
     def _all_pairs(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:

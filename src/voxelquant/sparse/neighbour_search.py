@@ -1,17 +1,24 @@
 """Building kernel maps: find, for every site and tap, the site on the other side.
 
-No key is searched for. A cell is looked up in two steps: the block of 32 cells along x that holds
-it, among all blocks of the grid, then the cell within the block. The first table is a thirty-second
-of a dense grid, the second has one row for each active site at most.
+This is the form in plain torch, for every device; `backends/triton/neighbour_maps.py` finds the
+same with fewer launches. No key is searched for. A cell is looked up in two steps: the block of 32
+cells along x that holds it, among all blocks of the grid, then the cell within the block. The first
+table is a thirty-second of a dense grid, the second has one row for each active site at most.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from voxelquant.sparse.backends.choice import choose_map_backend
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.kernel_map import KernelMap
+
+if TYPE_CHECKING:  # Triton is not imported before it is used
+    from voxelquant.sparse.backends.triton.neighbour_maps import SiteBitmap
 
 _BLOCK_BITS = 5  # 32 cells: 11 MB of block table for a grid of 41 x 1440 x 1440
 _BLOCK_CELLS = 1 << _BLOCK_BITS
@@ -36,11 +43,31 @@ def build_kernel_map(
     Raises:
         GeometryError: no output is left of the grid.
     """
+    return build_indexed_map(coords_bzyx, spatial_shape, batch_size, geometry)[:2]
+
+
+def build_indexed_map(
+    coords_bzyx: Tensor,
+    spatial_shape: Triple,
+    batch_size: int,
+    geometry: ConvGeometry,
+    bitmap: SiteBitmap | None = None,
+) -> tuple[KernelMap, Tensor, SiteBitmap | None]:
+    """The same, with the bitmap that the backend made of new outputs, if it makes any.
+
+    Given back as `bitmap` with those outputs as input, it saves making it again.
+    """
+    if choose_map_backend(coords_bzyx.device) == "triton":
+        from voxelquant.sparse.backends.triton import neighbour_maps  # not before it is used
+
+        return neighbour_maps.build_kernel_map(
+            coords_bzyx, spatial_shape, batch_size, geometry, bitmap
+        )
     if geometry.subm:
         table = _submanifold_table(coords_bzyx, spatial_shape, batch_size, geometry)
         centre = geometry.taps // 2
-        return KernelMap(table, coords_bzyx.shape[0], centre, mirrored=True), coords_bzyx
-    return _strided_map(coords_bzyx, spatial_shape, batch_size, geometry)
+        return KernelMap(table, coords_bzyx.shape[0], centre, mirrored=True), coords_bzyx, None
+    return *_strided_map(coords_bzyx, spatial_shape, batch_size, geometry), None
 
 
 def _submanifold_table(

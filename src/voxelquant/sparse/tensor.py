@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.kernel_map import KernelMap
-from voxelquant.sparse.neighbour_search import build_kernel_map
+from voxelquant.sparse.neighbour_search import build_indexed_map
+
+if TYPE_CHECKING:  # Triton is not imported before it is used
+    from voxelquant.sparse.backends.triton.neighbour_maps import SiteBitmap
 
 
 class ActiveSites:
@@ -30,6 +34,7 @@ class ActiveSites:
         self.spatial_shape = spatial_shape
         self.batch_size = batch_size
         self._maps: dict[ConvGeometry, tuple[KernelMap, ActiveSites]] = {}
+        self._bitmap: SiteBitmap | None = None  # where these sites came out of one
 
     def __len__(self) -> int:
         return self.coords_bzyx.shape[0]
@@ -41,16 +46,17 @@ class ActiveSites:
             # A submanifold map does not hold its own sites: that would be a reference cycle, and
             # large tensors would wait for the garbage collector.
             return (cached[0], self) if geometry.subm else cached
-        kernel_map, out_coords = build_kernel_map(
-            self.coords_bzyx, self.spatial_shape, self.batch_size, geometry
+        kernel_map, out_coords, bitmap = build_indexed_map(
+            self.coords_bzyx, self.spatial_shape, self.batch_size, geometry, self._bitmap
         )
         if geometry.subm:
             self._maps[geometry] = (kernel_map, _NO_SITES)
             return kernel_map, self
         out_shape = geometry.output_shape(self.spatial_shape)
-        built = (kernel_map, ActiveSites(out_coords, out_shape, self.batch_size))
-        self._maps[geometry] = built
-        return built
+        out_sites = ActiveSites(out_coords, out_shape, self.batch_size)
+        out_sites._bitmap = bitmap
+        self._maps[geometry] = (kernel_map, out_sites)
+        return kernel_map, out_sites
 
 
 _NO_SITES = ActiveSites(torch.empty((0, 4), dtype=torch.int32), (1, 1, 1), 1)
@@ -124,7 +130,7 @@ class SparseTensor:
 
     def replace_features(self, features: Tensor) -> SparseTensor:
         """The same sites with other features."""
-        return replace(self, features=features)
+        return SparseTensor(features, self.sites, self.scale, self.coupled)
 
     def dense(self) -> Tensor:
         """`[b, c, z, y, x]` with zeros where no site is active."""

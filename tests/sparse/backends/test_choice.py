@@ -9,6 +9,7 @@ from conv_problems import make_problem
 from voxelquant.errors import BackendError
 from voxelquant.sparse import choose_backend, sparse_conv, use_backend
 from voxelquant.sparse.backends import choice
+from voxelquant.sparse.backends.choice import choose_map_backend
 from voxelquant.sparse.backends.triton import conv
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def test_auto_is_the_reference_on_a_cpu() -> None:
 def test_auto_is_triton_on_a_gpu_where_it_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert choose_backend(torch.float16, CUDA) == "triton"
+    assert choose_backend(torch.float16, CUDA) == choose_map_backend(CUDA) == "triton"
     assert choose_backend(torch.float64, CUDA) == "reference"
 
 
@@ -35,7 +36,7 @@ def test_auto_is_the_reference_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(conv, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    assert choose_backend(torch.float16, CUDA) == "reference"
+    assert choose_backend(torch.float16, CUDA) == choose_map_backend(CUDA) == "reference"
     with pytest.raises(BackendError, match=r"compute capability 8\.0, Tesla T4 is older"):
         choose_backend(torch.float16, CUDA, "triton")
 
@@ -44,7 +45,11 @@ def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "voxelquant.sparse"):
         for _ in range(3):
             choose_backend(torch.float32, CPU)
-    assert caplog.messages == ["sparse convolutions of torch.float32 on cpu: reference (no GPU)"]
+            choose_map_backend(CPU)
+    assert caplog.messages == [
+        "sparse convolutions of torch.float32 on cpu: reference (no GPU)",
+        "kernel maps on cpu: reference (no GPU)",
+    ]
 
 
 def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +58,8 @@ def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(conv, "INTERPRETED", False)
     with pytest.raises(BackendError, match=r"got torch\.float32 on cpu, need a CUDA device"):
         choose_backend(torch.float32, CPU, "triton")
+    with use_backend("triton"), pytest.raises(BackendError, match="got sites on cpu, need a CUDA"):
+        choose_map_backend(CPU)
 
 
 def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +94,7 @@ def test_a_convolution_runs_on_the_backend_of_its_block(monkeypatch: pytest.Monk
     problem = make_problem("subm", 20, (4, 4), torch.float32)
     kernel_map, _ = problem.kernel_map("cpu")
     monkeypatch.setattr(conv, "INTERPRETED", True)
-    monkeypatch.setattr(conv, "sparse_conv", lambda *operands: "of triton")
+    monkeypatch.setattr(conv, "sparse_conv", lambda *operands, **named: "of triton")
     with use_backend("triton"):
         assert sparse_conv(problem.features, problem.weight, kernel_map) == "of triton"
     assert isinstance(sparse_conv(problem.features, problem.weight, kernel_map), torch.Tensor)

@@ -1,4 +1,4 @@
-"""Which execution computes a convolution.
+"""Which execution computes a convolution, and which one builds its kernel map.
 
 `auto` takes Triton on CUDA devices where it runs, the reference everywhere else, and logs what it
 took once for every dtype and device. A backend that is named never falls back.
@@ -62,8 +62,20 @@ def choose_backend(
     return _choose(dtype, device, _wanted.get() if wanted is None else wanted)
 
 
+def choose_map_backend(device: torch.device) -> Backend:
+    """The backend that builds kernel maps on this device; the maps are the same.
+
+    Args:
+        device: where the coordinates are.
+
+    Raises:
+        BackendError: the backend that was named does not run there.
+    """
+    return _choose(None, device, _wanted.get())
+
+
 @lru_cache(maxsize=256)
-def _choose(dtype: torch.dtype, device: torch.device, wanted: BackendChoice) -> Backend:
+def _choose(dtype: torch.dtype | None, device: torch.device, wanted: BackendChoice) -> Backend:
     _check_name(wanted)
     if wanted == "reference":
         return "reference"
@@ -71,7 +83,7 @@ def _choose(dtype: torch.dtype, device: torch.device, wanted: BackendChoice) -> 
         runs, reason = _triton_supports(dtype, device)
         if not runs:
             raise BackendError(
-                f"backend 'triton': got {dtype} on {device}, {reason}; "
+                f"backend 'triton': got {dtype or 'sites'} on {device}, {reason}; "
                 "or take backend 'auto' or 'reference'"
             )
         return "triton"
@@ -80,11 +92,12 @@ def _choose(dtype: torch.dtype, device: torch.device, wanted: BackendChoice) -> 
     if device.type == "cuda":
         runs, reason = _triton_supports(dtype, device)
     chosen: Backend = "triton" if runs else "reference"
-    _log.info("sparse convolutions of %s on %s: %s (%s)", dtype, device, chosen, reason)
+    work = "kernel maps" if dtype is None else f"sparse convolutions of {dtype}"
+    _log.info("%s on %s: %s (%s)", work, device, chosen, reason)
     return chosen
 
 
-def _triton_supports(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
+def _triton_supports(dtype: torch.dtype | None, device: torch.device) -> tuple[bool, str]:
     try:
         from voxelquant.sparse.backends.triton import conv
     except ImportError as error:

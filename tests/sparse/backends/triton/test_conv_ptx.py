@@ -20,14 +20,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from voxelquant.sparse.backends.triton.conv_kernels import conv_kernel
 
-def compile_to_ptx(arch, dtype, precision):
+def compile_to_ptx(arch, dtype, precision, turned=False):
     types = {
         "features_ptr": dtype, "weight_ptr": dtype, "bias_ptr": "*fp32", "table_ptr": "*i32",
         "out_ptr": "*i32" if dtype == "*i8" else dtype, "n_in": "i32", "n_out": "i32",
     }
     constants = dict(
-        TAPS=27, C_IN=64, C_OUT=64, MIRRORED=False, HAS_BIAS=dtype != "*i8", PRECISION=precision,
-        BLOCK_M=128, BLOCK_N=64, BLOCK_C=64, TAPS_PER_STEP=1,
+        TAPS=27, C_IN=64, C_OUT=64, TURNED=turned, MIRRORED=turned, HAS_BIAS=dtype != "*i8",
+        PRECISION=precision, BLOCK_M=128, BLOCK_N=64, BLOCK_C=64, TAPS_PER_STEP=1,
     )
     names = conv_kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
@@ -43,9 +43,10 @@ print(json.dumps({"/".join(map(str, v)): compile_to_ptx(*v) for v in json.loads(
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """PTX by `arch/dtype/precision`."""
+    """PTX by `arch/dtype/precision`, of a turned weight by `arch/dtype/precision/True`."""
     cache: Path = tmp_path_factory.mktemp("triton")
     kinds = [("*fp32", "tf32x3"), ("*fp32", "tf32"), *((dtype, "tf32x3") for dtype in NARROW)]
+    kinds += [("*fp16", "tf32x3", True)]
     variants = [(arch, *kind) for arch in ARCHS for kind in kinds]
     result = subprocess.run(
         [sys.executable, "-c", COMPILE, json.dumps(variants)],
@@ -78,3 +79,14 @@ def test_narrow_operands_are_accumulated_wide_on_tensor_cores(
     found = products(compiled[f"{arch}/{dtype}/tf32x3"])
     assert found
     assert all(types in product for product in found)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_turned_weight_is_copied_and_multiplied_as_any_other(
+    compiled: dict[str, str], arch: int
+) -> None:
+    """As many products, and as many copies that a program does not wait for."""
+    straight, turned = (compiled[f"{arch}/*fp16/tf32x3{end}"] for end in ("", "/True"))
+    assert len(products(turned)) == len(products(straight)) > 0
+    copies = [ptx.count("cp.async.cg") for ptx in (straight, turned)]
+    assert copies[0] == copies[1] > 0

@@ -10,7 +10,6 @@ the sum, `3 * K * 2**-24 * Σ |x| |w|`, and one rounding to the dtype of the res
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,20 +19,23 @@ from torch.autograd.function import once_differentiable
 
 from voxelquant.sparse.backends.triton.conv_kernels import conv_kernel, weight_grad_kernel
 from voxelquant.sparse.backends.triton.conv_tiles import GemmShape, Tile, tile_of
+from voxelquant.sparse.backends.triton.launch import Launcher
 from voxelquant.sparse.kernel_map import KernelMap
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 # Whether the kernels run in Triton's interpreter; decided when they were imported.
 INTERPRETED = not isinstance(conv_kernel, triton.JITFunction)
 _PRECISION = "tf32x3"
+_launch_conv = Launcher(conv_kernel)
+_launch_weight_grad = Launcher(weight_grad_kernel)
 # Programs that the gradient of a weight is shared out to: four for each of 132 multiprocessors. A
 # constant, so that the order of its sum is the same on every device.
 _GRAD_PROGRAMS = 4 * 132
 
 
-def supports(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
-    """Whether these kernels run, and if not, what is needed."""
-    if dtype not in DTYPES:
+def supports(dtype: torch.dtype | None, device: torch.device) -> tuple[bool, str]:
+    """Whether these kernels run, and if not, what is needed; maps have no dtype."""
+    if dtype is not None and dtype not in DTYPES:
         return False, f"no kernel for {dtype}, need {', '.join(str(d) for d in DTYPES)}"
     if INTERPRETED:
         return True, "runs in Triton's interpreter"
@@ -45,23 +47,33 @@ def supports(dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
 
 
 def sparse_conv(
-    features: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None = None
+    features: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Convolution accumulated in float32 and rounded once, bias included.
 
+    Gradients have the dtypes of their operands; that of a weight is rounded from float32 to it at
+    once, whatever was computed in.
+
     Args:
         features: `[n, c_in]` float32, float16 or bfloat16.
-        weight: `[c_out, k, c_in]` of the same dtype.
+        weight: `[c_out, ..., c_in]` of the same dtype, k taps in all.
         kernel_map: pairs of the convolution.
         bias: `[c_out]` float, of any dtype, or None.
+        dtype: what features and weight are rounded to first, if anything.
 
     Returns:
-        `[m, c_out]` of the dtype of `features`.
+        `[m, c_out]` of the dtype that was computed in.
     """
-    if INTERPRETED and features.dtype == torch.bfloat16:
+    if INTERPRETED and (dtype or features.dtype) == torch.bfloat16:
         # The interpreter multiplies the bits of bfloat16 as integers, and truncates on conversion.
-        return sparse_conv(features.float(), weight.float(), kernel_map, bias).bfloat16()
-    out: Tensor = _SparseConv.apply(features, weight, bias, kernel_map)
+        features, weight = features.bfloat16().float(), weight.bfloat16().float()
+        return sparse_conv(features, weight, kernel_map, bias).bfloat16()
+    out: Tensor = _SparseConv.apply(features, weight, bias, kernel_map, dtype)
     return out
 
 
@@ -82,11 +94,18 @@ def sparse_conv_int8(codes: Tensor, weight_q: Tensor, kernel_map: KernelMap) -> 
 class _SparseConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        kernel_map: KernelMap,
+        dtype: torch.dtype | None,
     ) -> Tensor:
-        ctx.save_for_backward(features, weight)
         ctx.kernel_map = kernel_map
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.dtypes = (features.dtype, weight.dtype, None if bias is None else bias.dtype)
+        if dtype is not None:
+            features, weight = features.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(features, weight)
         return _convolve(features, weight, kernel_map, bias=bias)
 
     @staticmethod
@@ -95,19 +114,16 @@ class _SparseConv(torch.autograd.Function):
         features, weight = ctx.saved_tensors
         grad_out = grad_outputs[0].contiguous()
         kernel_map: KernelMap = ctx.kernel_map
+        of_features, of_weight, of_bias = ctx.dtypes
         grad_features = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            turned = weight.permute(2, 1, 0)  # [c_in, k, c_out]
-            if kernel_map.mirrored:
-                # The transposed map is this one with its taps reversed: no second table.
-                grad_features = _convolve(grad_out, turned, kernel_map, mirrored=True)
-            else:
-                grad_features = _convolve(grad_out, turned, kernel_map.transposed())
+            grad_features = _convolve(grad_out, weight, kernel_map, turned=True).to(of_features)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_grad(features, grad_out, kernel_map)
+            grad_weight = grad_weight.view(weight.shape).to(of_weight)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_out.sum(0, dtype=ctx.bias_dtype)
-        return grad_features, grad_weight, grad_bias, None
+            grad_bias = grad_out.sum(0, dtype=of_bias)
+        return grad_features, grad_weight, grad_bias, None, None
 
 
 def _convolve(
@@ -116,44 +132,46 @@ def _convolve(
     kernel_map: KernelMap,
     *,
     bias: Tensor | None = None,
-    mirrored: bool = False,
+    turned: bool = False,
     out_dtype: torch.dtype | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """`[m, c_out]`; `mirrored` reads the weight `[c_out, k, c_in]` with its taps reversed."""
+    """`[m, c_out]` of features `[n, c_in]` and weight `[c_out, ..., c_in]`.
+
+    `turned` goes back: `[n, c_in]` of `[m, c_out]`, with the same weight.
+    """
     features, weight = features.contiguous(), weight.contiguous()
-    c_out, taps, c_in = weight.shape
+    c_out, taps, c_in = weight.shape[0], kernel_map.taps, weight.shape[-1]
+    # A mirrored map with its taps reversed is the transposed one: no second table.
+    mirrored = turned and kernel_map.mirrored
+    if turned:
+        c_out, c_in = c_in, c_out
+        kernel_map = kernel_map if mirrored else kernel_map.transposed()
+        if features.dtype == torch.float32:
+            # Tensor cores take tf32 in one order only: turned here once, not by every program.
+            weight = weight.view(c_in, taps, c_out).permute(2, 1, 0).contiguous()
+            turned = False
     n_in, n_out = kernel_map.n_in, kernel_map.n_out
     out = features.new_empty((n_out, c_out), dtype=out_dtype)
     if tile is None:
         tile = tile_of(GemmShape("conv", features.dtype, c_in, c_out, taps))
     programs = -(-n_out // tile.rows) * -(-c_out // tile.columns)
-    if programs == 0:
-        return out
-    with torch.cuda.device_of(features):
-        conv_kernel[(programs,)](
-            features,
-            weight,
-            weight if bias is None else bias,
-            kernel_map.table,
-            out,
-            n_in,
-            n_out,
-            TAPS=taps,
-            C_IN=c_in,
-            C_OUT=c_out,
-            MIRRORED=mirrored,
-            HAS_BIAS=bias is not None,
-            BLOCK_M=tile.rows,
-            **_compiled_with(tile),
-        )
+    bias_or_any = weight if bias is None else bias
+    _launch_conv(
+        (programs, 1, 1),
+        (features, weight, bias_or_any, kernel_map.table, out),
+        (n_in, n_out),
+        (taps, c_in, c_out, turned, mirrored, bias is not None, _PRECISION, *_blocks(tile)),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
     return out
 
 
 def _weight_grad(
     features: Tensor, grad_out: Tensor, kernel_map: KernelMap, *, tile: Tile | None = None
 ) -> Tensor:
-    """`[c_out, k, c_in]` of the dtype of `features`."""
+    """`[c_out, k, c_in]` float32."""
     features = features.contiguous()
     c_in, c_out, taps = features.shape[1], grad_out.shape[1], kernel_map.taps
     n_out = kernel_map.n_out
@@ -164,38 +182,22 @@ def _weight_grad(
     rows_per_part = _rows_per_part(n_out, tap_groups * blocks, tile.rows)
     n_parts = -(-n_out // rows_per_part)
     if n_parts == 0:
-        return features.new_zeros((c_out, taps, c_in))
+        return features.new_zeros((c_out, taps, c_in), dtype=torch.float32)
     parts = features.new_empty((n_parts, c_out, taps, c_in), dtype=torch.float32)
-    with torch.cuda.device_of(features):
-        weight_grad_kernel[(tap_groups, n_parts, blocks)](
-            features,
-            grad_out,
-            kernel_map.table,
-            parts,
-            kernel_map.n_in,
-            n_out,
-            rows_per_part,
-            TAPS=taps,
-            C_IN=c_in,
-            C_OUT=c_out,
-            BLOCK_R=tile.rows,
-            **_compiled_with(tile),
-        )
-    total = parts[0] if n_parts == 1 else parts.sum(0)
-    return total.to(features.dtype)
+    _launch_weight_grad(
+        (tap_groups, n_parts, blocks),
+        (features, grad_out, kernel_map.table, parts),
+        (kernel_map.n_in, n_out, rows_per_part),
+        (taps, c_in, c_out, _PRECISION, *_blocks(tile)),
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+    return parts[0] if n_parts == 1 else parts.sum(0)
 
 
-@lru_cache(maxsize=1024)
-def _compiled_with(tile: Tile) -> dict[str, Any]:
-    """What both kernels are compiled with."""
-    return {
-        "PRECISION": _PRECISION,
-        "BLOCK_N": tile.columns,
-        "BLOCK_C": tile.channels,
-        "TAPS_PER_STEP": tile.taps,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-    }
+def _blocks(tile: Tile) -> tuple[int, int, int, int]:
+    """Block sizes in the order of both kernels."""
+    return (tile.rows, tile.columns, tile.channels, tile.taps)
 
 
 def _rows_per_part(n_out: int, programs_per_part: int, step: int) -> int:

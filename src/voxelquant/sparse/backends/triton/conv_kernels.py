@@ -43,7 +43,7 @@ def _gather(
 @triton.jit(do_not_specialize=["n_in", "n_out"])
 def conv_kernel(
     features_ptr,  # [n_in, C_IN]
-    weight_ptr,  # [C_OUT, TAPS, C_IN]
+    weight_ptr,  # [C_OUT, TAPS, C_IN]; turned: [C_IN, TAPS, C_OUT]
     bias_ptr,  # [C_OUT]
     table_ptr,  # [TAPS, n_out] int32
     out_ptr,  # [n_out, C_OUT]
@@ -52,6 +52,7 @@ def conv_kernel(
     TAPS: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
+    TURNED: tl.constexpr,
     MIRRORED: tl.constexpr,  # tap t multiplies the weight of tap TAPS - 1 - t
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -90,7 +91,10 @@ def conv_kernel(
         channel = first_channel + depth % BLOCK_C
         known = (tap < TAPS) & (channel < C_IN)
         weight_tap = TAPS - 1 - tap if MIRRORED else tap
-        places = columns[None, :] * (TAPS * C_IN) + (weight_tap * C_IN + channel)[:, None]
+        if TURNED:
+            places = (channel * TAPS + weight_tap)[:, None] * C_OUT + columns[None, :]
+        else:
+            places = columns[None, :] * (TAPS * C_IN) + (weight_tap * C_IN + channel)[:, None]
         w = tl.load(weight_ptr + places, mask=known[:, None] & (columns < C_OUT)[None, :], other=0)
         total = tl.dot(x, w, total, input_precision=PRECISION, out_dtype=accumulator_type)
     if HAS_BIAS:
