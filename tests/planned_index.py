@@ -17,7 +17,6 @@ from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
 DEVICE = torch.device("cpu" if _INTERPRETED.value else "cuda")
 _ZONE = 64  # elements on either side
 _MARKS = {
-    torch.int8: -0x5B,
     torch.int32: -0x5A5A5A5B,
     torch.int64: -0x5A5A5A5B,
     torch.float16: 12345.0,
@@ -37,12 +36,11 @@ class GuardedIndex:
         self.index = SiteIndex(tuple(levels), BATCH, DEVICE)
         self.guarded: dict[str, Tensor] = {}
         index: Any = self.index
-        for buffer in ("words", "_touched", "_sums", "counts", "needed", "all_sites"):
+        for buffer in ("words", "_sums", "counts", "needed", "all_sites"):
             setattr(index, buffer, self.guard(buffer, getattr(index, buffer)))
         # Marks begin as zeros; everything else is written before it is read.
         for number in index.marked:
             index.words[index.first_words[number] :][: levels[number].words(BATCH)] = 0
-        index._touched.zero_()
         index.all_sites.zero_()
         index.counts.zero_()
         index.sites = index.all_sites.split(sizes)

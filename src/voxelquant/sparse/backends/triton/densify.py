@@ -25,6 +25,8 @@ _OUTSIDE: tl.constexpr = tl.constexpr(FLAG_OUTSIDE)
 def order_features(index: SiteIndex, channels: int, out: Tensor) -> None:
     """Write features and cells of the frame in the order of the first level's rows.
 
+    Sites outside of the grid raise a flag.
+
     Args:
         index: the sites, launched.
         channels: of a voxel.
@@ -36,6 +38,8 @@ def order_features(index: SiteIndex, channels: int, out: Tensor) -> None:
         index.words,
         index.sites[0],
         out,
+        BATCH=index.batch_size,
+        SIZE_Z=level.spatial_shape[0],
         SIZE_Y=level.spatial_shape[1],
         SIZE_X=level.spatial_shape[2],
         Z_BITS=level.z_bits,
@@ -55,6 +59,8 @@ def _order_features(
     words_ptr,
     sites_ptr,
     out_ptr,
+    BATCH: tl.constexpr,
+    SIZE_Z: tl.constexpr,
     SIZE_Y: tl.constexpr,
     SIZE_X: tl.constexpr,
     Z_BITS: tl.constexpr,
@@ -71,9 +77,6 @@ def _order_features(
     count = tl.load(frame_ptr + 2)
     if tl.program_id(0) * BLOCK >= count:
         return
-    # Coordinates outside of the grid have no word to look into.
-    if (tl.load(frame_ptr + 3) & _OUTSIDE) != 0:
-        return
     features_ptr = tl.load(frame_ptr).to(tl.pointer_type(tl.float16))
     coords_ptr = tl.load(frame_ptr + 1).to(tl.pointer_type(tl.int32))
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -82,6 +85,12 @@ def _order_features(
     z = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
     y = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
     x = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
+    inside = (b >= 0) & (b < BATCH) & (z >= 0) & (y >= 0) & (x >= 0)
+    inside &= (z < SIZE_Z) & (y < SIZE_Y) & (x < SIZE_X)
+    outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
+    if outside > 0:
+        tl.atomic_or(frame_ptr + 3, outside.to(tl.int64) * _OUTSIDE)
+    there &= inside
     channels = tl.arange(0, WIDTH)
     has = there[:, None] & (channels < C)[None, :]
     values = tl.load(features_ptr + rows[:, None] * C + channels[None, :], mask=has, other=0.0)

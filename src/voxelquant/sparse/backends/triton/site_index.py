@@ -27,6 +27,7 @@ import triton
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends.triton.frame import Frame
+from voxelquant.sparse.backends.triton.launch import Launcher
 from voxelquant.sparse.backends.triton.overlap import LAUNCH
 from voxelquant.sparse.backends.triton.site_kernels import (
     COUNT,
@@ -37,7 +38,6 @@ from voxelquant.sparse.backends.triton.site_kernels import (
     LEVEL_FIELDS,
     MAX_STEPS,
     RANK,
-    TOUCHED_WORDS,
     clear_marks,
     index_levels,
     mark_sites,
@@ -53,6 +53,8 @@ _BLOCKS = 512
 _MOST_WINDOW = 64  # columns that a derived one may see
 _MOST_WORDS = 2**31  # kernels count them in 32 bits
 _CLEAR_ROWS = 512
+
+_mark_sites = Launcher(mark_sites)
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,6 @@ class SiteIndex:
             )
         self.frame = Frame(device)
         self.words = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        n_bytes = triton.cdiv(len(self.words), TOUCHED_WORDS)
-        self._touched = torch.zeros(n_bytes, dtype=torch.int8, device=device)
         self.counts = torch.zeros(len(levels), dtype=torch.int32, device=device)
         self.needed = torch.zeros(len(levels), dtype=torch.int32, device=device)
         most_cells = max(s << g.z_bits for s, g in zip(sizes, levels, strict=True))
@@ -161,13 +161,16 @@ class SiteIndex:
         self._sums = torch.zeros(sum(self._blocks), dtype=torch.int32, device=device)
         self.marked = [n for n, level in enumerate(levels) if not level.parent]
         self._sources = [self._source(number) for number in range(len(levels))]
+        self._marked_fields: tuple[int, ...] = ()
+        for number in self.marked:
+            self._marked_fields += self._level_fields(number)
         self.near_passes = [Pass(made=(0,)), Pass(ranked=(0,))]
         self.far_passes = self._make_far_passes()
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        held = (self.frame.fields, self.words, self._touched, self._sums, self.all_sites)
+        held = (self.frame.fields, self.words, self._sums, self.all_sites)
         return sum(t.numel() * t.element_size() for t in held)
 
     def launch(self) -> None:
@@ -177,19 +180,16 @@ class SiteIndex:
             self.launch_pass(each)
 
     def mark(self) -> None:
-        """Mark the sites of the first level, and of those that follow it."""
-        fields: tuple[int, ...] = ()
-        for number in self.marked:
-            fields += self._level_fields(number)
-        mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
-            self.frame.fields,
-            self.words,
-            self._touched,
-            self.batch_size,
-            LEVELS=fields,
-            N_LEVELS=len(self.marked),
-            BLOCK=_MARK_ROWS,
-            **LAUNCH,
+        """Mark the sites of the frame on the first level, and on those that follow it.
+
+        The one launch that depends on where a frame lies and how large it is.
+        """
+        features, coords, count = self.frame.features, self.frame.coords_bzyx, len(self.frame)
+        _mark_sites(
+            (max(triton.cdiv(count, _MARK_ROWS), 1), 1, 1),
+            (features, coords, self.frame.fields, self.words),
+            (count,),
+            (self.batch_size, self._marked_fields, len(self.marked), _MARK_ROWS),
         )
 
     def launch_pass(self, which: Pass) -> None:
@@ -205,7 +205,6 @@ class SiteIndex:
         index_levels[(programs,)](
             self.frame.fields,
             self.words,
-            self._touched,
             self._sums,
             self.all_sites,
             self._bounds,
@@ -219,17 +218,13 @@ class SiteIndex:
 
     def clear(self) -> None:
         """Take the marks away; after this nobody may look up a site of a marked level."""
-        fields: tuple[int, ...] = ()
-        for number in self.marked:
-            fields += self._level_fields(number)
         clear_marks[(triton.cdiv(self.levels[0].capacity, _CLEAR_ROWS),)](
             self.frame.fields,
             self.words,
-            self._touched,
             self.all_sites,
             self._bounds,
             self.counts,
-            LEVELS=fields,
+            LEVELS=self._marked_fields,
             N_LEVELS=len(self.marked),
             BLOCK=_CLEAR_ROWS,
             **LAUNCH,
@@ -353,7 +348,6 @@ class SiteIndex:
             self._blocks[number],
             first_program,
             job,
-            int(number in self.marked),
             self.first_words[source],
             read.word_cells,
             read.segments,

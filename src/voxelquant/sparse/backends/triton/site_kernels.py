@@ -11,10 +11,10 @@ from voxelquant.sparse.backends.triton.overlap import OVERLAP, gdc_launch_depend
 
 # Of the level: first word, cells of a word, words of a column, grid (z, y, x), bits of a cell's z,
 # number, words, words of a block, its first block, blocks, its first program of the launch, what
-# the launch does with it, whether it is marked. Of its source: first word, cells of a
+# the launch does with it. Of its source: first word, cells of a
 # word, words of a column, grid. Then the number of steps between them, the most columns that a site
 # sees along y and x, and whether words follow from words.
-_OF_LEVEL = 15
+_OF_LEVEL = 14
 _OF_SOURCE = _OF_LEVEL + 6
 _OF_STEPS = _OF_SOURCE + 4
 _STEP = 15  # of z, y and x: kernel, stride, padding, cells that are read, cells that are made
@@ -24,8 +24,6 @@ LEVEL_FIELDS = _OF_STEPS + MAX_STEPS * _STEP
 _STEPS_AT: tl.constexpr = tl.constexpr(_OF_STEPS)
 _STEP_SIZE: tl.constexpr = tl.constexpr(_STEP)
 _FIELDS: tl.constexpr = tl.constexpr(LEVEL_FIELDS)
-TOUCHED_WORDS = 32  # words that share a byte, which says whether a site was marked there
-_TOUCHED: tl.constexpr = tl.constexpr(TOUCHED_WORDS)
 _SUMS: tl.constexpr = tl.constexpr(1024)  # blocks whose bits are added at once
 
 COUNT, DERIVE, RANK = 0, 1, 2  # what a launch does with a level
@@ -33,55 +31,50 @@ _COUNT: tl.constexpr = tl.constexpr(COUNT)
 _DERIVE: tl.constexpr = tl.constexpr(DERIVE)
 
 FLAG_OUTSIDE, FLAG_REPEATED, FLAG_OVERFLOW = 1, 2, 4  # the last is shifted by the level's number
-_OUTSIDE: tl.constexpr = tl.constexpr(FLAG_OUTSIDE)
 _REPEATED: tl.constexpr = tl.constexpr(FLAG_REPEATED)
 _OVERFLOW: tl.constexpr = tl.constexpr(FLAG_OVERFLOW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def mark_sites(
+    features_ptr,
+    coords_ptr,
     frame_ptr,
     words_ptr,
-    touched_ptr,
-    batch_size,
+    count,
+    BATCH: tl.constexpr,
     LEVELS: tl.constexpr,
     N_LEVELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Set the bits of the input's cells, and of those that they reach through one convolution.
 
-    Words are zero before. The first level is the input's.
+    Words are zero before. The first level is the input's. The other kernels of a frame find it by
+    what this one leaves at `frame`; cells outside of the grid are left for them to tell.
     """
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
     SIZE_Z: tl.constexpr = LEVELS[3]
     SIZE_Y: tl.constexpr = LEVELS[4]
     SIZE_X: tl.constexpr = LEVELS[5]
-    count = tl.load(frame_ptr + 2)
-    if tl.program_id(0) * BLOCK >= count:
-        return
-    coords_ptr = tl.load(frame_ptr + 1).to(tl.pointer_type(tl.int32))
+    if tl.program_id(0) == 0:
+        tl.store(frame_ptr, features_ptr.to(tl.int64))
+        tl.store(frame_ptr + 1, coords_ptr.to(tl.int64))
+        tl.store(frame_ptr + 2, count.to(tl.int64))
+        tl.store(frame_ptr + 3, count.to(tl.int64) * 0)  # no flag is raised
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = rows < count
     b = tl.load(coords_ptr + rows * 4, mask=there, other=0)
     z = tl.load(coords_ptr + rows * 4 + 1, mask=there, other=0)
     y = tl.load(coords_ptr + rows * 4 + 2, mask=there, other=0)
     x = tl.load(coords_ptr + rows * 4 + 3, mask=there, other=0)
-    inside = (b >= 0) & (b < batch_size) & (z >= 0) & (y >= 0) & (x >= 0)
-    inside &= (z < SIZE_Z) & (y < SIZE_Y) & (x < SIZE_X)
-    outside = tl.max((there & (inside == 0)).to(tl.int32), 0)
-    tl.atomic_or(frame_ptr + 3, outside.to(tl.int64) * _OUTSIDE, mask=outside > 0)
-    there &= inside
-    _mark_cells(words_ptr, touched_ptr, b, z, z, y, x, there, LEVELS, 0)
+    there &= (b >= 0) & (b < BATCH) & (z >= 0) & (y >= 0) & (x >= 0)
+    there &= (z < SIZE_Z) & (y < SIZE_Y) & (x < SIZE_X)
+    _mark_cells(words_ptr, b, z, z, y, x, there, LEVELS, 0)
     for number in tl.static_range(1, N_LEVELS):
-        _mark_reached(words_ptr, touched_ptr, b, z, y, x, there, LEVELS, number * _FIELDS)
+        _mark_reached(words_ptr, b, z, y, x, there, LEVELS, number * _FIELDS)
 
 
 @triton.jit
-def _mark_reached(
-    words_ptr, touched_ptr, b, z, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr
-):
+def _mark_reached(words_ptr, b, z, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr):
     """Along an axis, outputs o with `s * o - p <= i <= s * o - p + k - 1` read the cell i.
 
     All columns that a cell reaches are one axis of a tensor, so that their words are asked for at
@@ -100,7 +93,7 @@ def _mark_reached(
     reached = (there & (z_lo <= z_hi))[:, None] & (column_y <= y_hi[:, None])
     reached &= (column_x <= x_hi[:, None]) & (columns < REACHED_Y * REACHED_X)[None, :]
     b, z_lo, z_hi = b[:, None], z_lo[:, None], z_hi[:, None]
-    _mark_cells(words_ptr, touched_ptr, b, z_lo, z_hi, column_y, column_x, reached, LEVELS, AT)
+    _mark_cells(words_ptr, b, z_lo, z_hi, column_y, column_x, reached, LEVELS, AT)
 
 
 @triton.jit
@@ -116,9 +109,7 @@ def _reached(cell, LEVELS: tl.constexpr, AT: tl.constexpr):
 
 
 @triton.jit
-def _mark_cells(
-    words_ptr, touched_ptr, b, z_lo, z_hi, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr
-):
+def _mark_cells(words_ptr, b, z_lo, z_hi, y, x, there, LEVELS: tl.constexpr, AT: tl.constexpr):
     """Set the bits of the cells `z_lo ... z_hi` of columns."""
     FIRST_WORD: tl.constexpr = LEVELS[AT]
     CELLS: tl.constexpr = LEVELS[AT + 1]
@@ -135,14 +126,12 @@ def _mark_cells(
         run &= ~bits_below(tl.where(held, first, 0))
         word = FIRST_WORD + column * SEGMENTS + segment
         tl.atomic_or(words_ptr + word, run.to(tl.int64, bitcast=True), mask=held, sem="relaxed")
-        tl.store(touched_ptr + word // _TOUCHED, 1, mask=held)
 
 
 @triton.jit
 def index_levels(
     frame_ptr,
     words_ptr,
-    touched_ptr,
     sums_ptr,
     sites_ptr,
     bounds_ptr,
@@ -159,7 +148,7 @@ def index_levels(
         block = tl.program_id(0) - LEVELS[number * _FIELDS + 12]
         if (block >= 0) & (block < LEVELS[number * _FIELDS + 11]):
             if LEVELS[number * _FIELDS + 13] == _COUNT:
-                _count_block(block, words_ptr, touched_ptr, sums_ptr, LEVELS, number * _FIELDS)
+                _count_block(block, words_ptr, sums_ptr, LEVELS, number * _FIELDS)
             elif LEVELS[number * _FIELDS + 13] == _DERIVE:
                 _derive_block(block, words_ptr, sums_ptr, LEVELS, number * _FIELDS)
             else:
@@ -167,7 +156,6 @@ def index_levels(
                     block,
                     frame_ptr,
                     words_ptr,
-                    touched_ptr,
                     sums_ptr,
                     sites_ptr,
                     bounds_ptr,
@@ -179,23 +167,16 @@ def index_levels(
 
 
 @triton.jit
-def _count_block(block, words_ptr, touched_ptr, sums_ptr, LEVELS: tl.constexpr, AT: tl.constexpr):
+def _count_block(block, words_ptr, sums_ptr, LEVELS: tl.constexpr, AT: tl.constexpr):
     """Sum of the bits of a block of marked words."""
     FIRST_WORD: tl.constexpr = LEVELS[AT]
     WORDS: tl.constexpr = LEVELS[AT + 8]
     BLOCK: tl.constexpr = LEVELS[AT + 9]
     FIRST_BLOCK: tl.constexpr = LEVELS[AT + 10]
     places = block * BLOCK + tl.arange(0, BLOCK)
-    word = _load_marked(words_ptr, touched_ptr, FIRST_WORD + places, places < WORDS)
+    word = tl.load(words_ptr + FIRST_WORD + places, mask=places < WORDS, other=0)
     found = popcount64(word.to(tl.uint64, bitcast=True))
     tl.store(sums_ptr + FIRST_BLOCK + block, tl.sum(found, 0))
-
-
-@triton.jit
-def _load_marked(words_ptr, touched_ptr, words, exists):
-    """Words of a marked level; most lie where nothing is, and are not read."""
-    touched = tl.load(touched_ptr + words // _TOUCHED, mask=exists, other=0)
-    return tl.load(words_ptr + words, mask=exists & (touched != 0), other=0)
 
 
 @triton.jit
@@ -205,7 +186,7 @@ def _derive_block(block, words_ptr, sums_ptr, LEVELS: tl.constexpr, AT: tl.const
     WORDS: tl.constexpr = LEVELS[AT + 8]
     BLOCK: tl.constexpr = LEVELS[AT + 9]
     FIRST_BLOCK: tl.constexpr = LEVELS[AT + 10]
-    BY_WORDS: tl.constexpr = LEVELS[AT + 24]
+    BY_WORDS: tl.constexpr = LEVELS[AT + 23]
     places = block * BLOCK + tl.arange(0, BLOCK)
     exists = places < WORDS
     if BY_WORDS:
@@ -221,7 +202,6 @@ def _rank_block(
     block,
     frame_ptr,
     words_ptr,
-    touched_ptr,
     sums_ptr,
     sites_ptr,
     bounds_ptr,
@@ -240,12 +220,8 @@ def _rank_block(
     BLOCK: tl.constexpr = LEVELS[AT + 9]
     FIRST_BLOCK: tl.constexpr = LEVELS[AT + 10]
     BLOCKS: tl.constexpr = LEVELS[AT + 11]
-    MARKED: tl.constexpr = LEVELS[AT + 14]
     places = block * BLOCK + tl.arange(0, BLOCK)
-    if MARKED:
-        word = _load_marked(words_ptr, touched_ptr, FIRST_WORD + places, places < WORDS)
-    else:
-        word = tl.load(words_ptr + FIRST_WORD + places, mask=places < WORDS, other=0)
+    word = tl.load(words_ptr + FIRST_WORD + places, mask=places < WORDS, other=0)
     sums = tl.zeros([_SUMS], tl.int32)
     for start in range(0, block, _SUMS):
         earlier = start + tl.arange(0, _SUMS)
@@ -300,12 +276,12 @@ def _derive_words(words_ptr, columns, exists, LEVELS: tl.constexpr, AT: tl.const
     What a site sees through a chain of convolutions is a box, cut at the ends of each grid on the
     way; so along y and x there is one interval, and along z the steps follow one another.
     """
-    SOURCE: tl.constexpr = LEVELS[AT + 15]
-    SOURCE_Y: tl.constexpr = LEVELS[AT + 19]
-    SOURCE_X: tl.constexpr = LEVELS[AT + 20]
-    STEPS: tl.constexpr = LEVELS[AT + 21]
-    REACH_Y: tl.constexpr = LEVELS[AT + 22]
-    REACH_X: tl.constexpr = LEVELS[AT + 23]
+    SOURCE: tl.constexpr = LEVELS[AT + 14]
+    SOURCE_Y: tl.constexpr = LEVELS[AT + 18]
+    SOURCE_X: tl.constexpr = LEVELS[AT + 19]
+    STEPS: tl.constexpr = LEVELS[AT + 20]
+    REACH_Y: tl.constexpr = LEVELS[AT + 21]
+    REACH_X: tl.constexpr = LEVELS[AT + 22]
     SIZE_Z: tl.constexpr = LEVELS[AT + 3]
     b, y, x = _coordinates(columns, LEVELS, AT)
     y_lo, y_hi, x_lo, x_hi = y, y, x, x
@@ -333,14 +309,14 @@ def _derive_cells(words_ptr, places, exists, LEVELS: tl.constexpr, AT: tl.conste
     CELLS: tl.constexpr = LEVELS[AT + 1]
     SEGMENTS: tl.constexpr = LEVELS[AT + 2]
     SIZE_Z: tl.constexpr = LEVELS[AT + 3]
-    SOURCE: tl.constexpr = LEVELS[AT + 15]
-    SOURCE_CELLS: tl.constexpr = LEVELS[AT + 16]
-    SOURCE_SEGMENTS: tl.constexpr = LEVELS[AT + 17]
-    SOURCE_Z: tl.constexpr = LEVELS[AT + 18]
-    SOURCE_Y: tl.constexpr = LEVELS[AT + 19]
-    SOURCE_X: tl.constexpr = LEVELS[AT + 20]
-    REACH_Y: tl.constexpr = LEVELS[AT + 22]
-    REACH_X: tl.constexpr = LEVELS[AT + 23]
+    SOURCE: tl.constexpr = LEVELS[AT + 14]
+    SOURCE_CELLS: tl.constexpr = LEVELS[AT + 15]
+    SOURCE_SEGMENTS: tl.constexpr = LEVELS[AT + 16]
+    SOURCE_Z: tl.constexpr = LEVELS[AT + 17]
+    SOURCE_Y: tl.constexpr = LEVELS[AT + 18]
+    SOURCE_X: tl.constexpr = LEVELS[AT + 19]
+    REACH_Y: tl.constexpr = LEVELS[AT + 21]
+    REACH_X: tl.constexpr = LEVELS[AT + 22]
     STEP: tl.constexpr = AT + _STEPS_AT
     KERNEL_Z: tl.constexpr = LEVELS[STEP]
     STRIDE_Z: tl.constexpr = LEVELS[STEP + 1]
@@ -401,7 +377,6 @@ def _reach_along_z(bits, LEVELS: tl.constexpr, AT: tl.constexpr):
 def clear_marks(
     frame_ptr,
     words_ptr,
-    touched_ptr,
     sites_ptr,
     bounds_ptr,
     counts_ptr,
@@ -423,7 +398,6 @@ def clear_marks(
         _clear_level(
             raised,
             words_ptr,
-            touched_ptr,
             sites_ptr,
             bounds_ptr,
             counts_ptr,
@@ -438,7 +412,6 @@ def clear_marks(
 def _clear_level(
     raised,
     words_ptr,
-    touched_ptr,
     sites_ptr,
     bounds_ptr,
     counts_ptr,
@@ -452,15 +425,11 @@ def _clear_level(
     Z_BITS: tl.constexpr = LEVELS[AT + 6]
     NUMBER: tl.constexpr = LEVELS[AT + 7]
     WORDS: tl.constexpr = LEVELS[AT + 8]
-    FIRST_WORD: tl.constexpr = LEVELS[AT]
+    level_words = words_ptr + LEVELS[AT]
     zeros = (places * 0).to(tl.int64)
-    untouched = zeros.to(tl.int8)
     if raised:
         for start in range(0, WORDS, stride):
-            word = FIRST_WORD + start + places
-            there = start + places < WORDS
-            tl.store(words_ptr + word, zeros, mask=there)
-            tl.store(touched_ptr + word // _TOUCHED, untouched, mask=there)
+            tl.store(level_words + start + places, zeros, mask=start + places < WORDS)
     else:
         level_sites = sites_ptr + tl.load(bounds_ptr + NUMBER * 2)
         count = tl.load(counts_ptr + NUMBER)
@@ -468,6 +437,5 @@ def _clear_level(
             there = start + places < count
             cell = tl.load(level_sites + start + places, mask=there, other=0)
             z = (cell & ((1 << Z_BITS) - 1)).to(tl.int32)
-            word = FIRST_WORD + (cell >> Z_BITS).to(tl.int32) * SEGMENTS + z // CELLS
-            tl.store(words_ptr + word, zeros, mask=there)
-            tl.store(touched_ptr + word // _TOUCHED, untouched, mask=there)
+            word = (cell >> Z_BITS).to(tl.int32) * SEGMENTS + z // CELLS
+            tl.store(level_words + word, zeros, mask=there)
