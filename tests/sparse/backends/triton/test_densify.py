@@ -71,12 +71,13 @@ def test_features_in_the_order_of_rows(channels: int, width: int) -> None:
     name = "one level"
     guarded = GuardedIndex(name, 70)
     coords = frame_of(name, 61)
-    index = guarded.run(coords)
+    index = guarded.index
     features = torch.full((70, channels), torch.nan, dtype=torch.float16)
     features[:61] = torch.randn(61, channels, generator=torch.Generator().manual_seed(1))
     out = guarded.guard("out", torch.full((70, width), -3.0, dtype=torch.float16))
     out.fill_(-3.0)
     guarded.hand_over(features[:61], coords)
+    index.launch()
     order_features(index, channels, out)
     guarded.require_untouched_guards()
     place = {tuple(site): i for i, site in enumerate(coords.tolist())}
