@@ -176,7 +176,6 @@ class NetworkPlan:
             for stage in self.stages:
                 stage.run()
         else:
-            self.index.mark()
             self._graph.replay()
 
     def check(self) -> None:
@@ -195,10 +194,7 @@ class NetworkPlan:
             raise GeometryError(reason)
 
     def capture(self) -> None:
-        """Turn all launches but the first into one CUDA graph; kernels are compiled before.
-
-        The marks name the frame that the graph reads, and run while the host launches the graph.
-        """
+        """Turn the launches into one CUDA graph; kernels are compiled first."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -209,7 +205,7 @@ class NetworkPlan:
         second = torch.cuda.Stream(self.device)
         with torch.cuda.graph(graph):
             first = torch.cuda.current_stream(self.device)
-            for stage in self.stages[1:]:
+            for stage in self.stages:
                 line, other = (second, first) if stage.beside else (first, second)
                 if stage.waits:
                     line.wait_stream(other)

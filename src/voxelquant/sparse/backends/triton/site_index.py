@@ -27,7 +27,6 @@ import triton
 
 from voxelquant.errors import GeometryError
 from voxelquant.sparse.backends.triton.frame import Frame
-from voxelquant.sparse.backends.triton.launch import Launcher
 from voxelquant.sparse.backends.triton.overlap import LAUNCH
 from voxelquant.sparse.backends.triton.site_kernels import (
     COUNT,
@@ -53,8 +52,6 @@ _BLOCKS = 512
 _MOST_WINDOW = 64  # columns that a derived one may see
 _MOST_WORDS = 2**31  # kernels count them in 32 bits
 _CLEAR_ROWS = 512
-
-_mark_sites = Launcher(mark_sites)
 
 
 @dataclass(frozen=True)
@@ -180,16 +177,15 @@ class SiteIndex:
             self.launch_pass(each)
 
     def mark(self) -> None:
-        """Mark the sites of the frame on the first level, and on those that follow it.
-
-        The one launch that depends on where a frame lies and how large it is.
-        """
-        features, coords, count = self.frame.features, self.frame.coords_bzyx, len(self.frame)
-        _mark_sites(
-            (max(triton.cdiv(count, _MARK_ROWS), 1), 1, 1),
-            (features, coords, self.frame.fields, self.words),
-            (count,),
-            (self.batch_size, self._marked_fields, len(self.marked), _MARK_ROWS),
+        """Mark the sites of the first level, and of those that follow it."""
+        mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
+            self.frame.fields,
+            self.words,
+            BATCH=self.batch_size,
+            LEVELS=self._marked_fields,
+            N_LEVELS=len(self.marked),
+            BLOCK=_MARK_ROWS,
+            **LAUNCH,
         )
 
     def launch_pass(self, which: Pass) -> None:

@@ -35,13 +35,10 @@ _REPEATED: tl.constexpr = tl.constexpr(FLAG_REPEATED)
 _OVERFLOW: tl.constexpr = tl.constexpr(FLAG_OVERFLOW)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def mark_sites(
-    features_ptr,
-    coords_ptr,
     frame_ptr,
     words_ptr,
-    count,
     BATCH: tl.constexpr,
     LEVELS: tl.constexpr,
     N_LEVELS: tl.constexpr,
@@ -49,17 +46,19 @@ def mark_sites(
 ):
     """Set the bits of the input's cells, and of those that they reach through one convolution.
 
-    Words are zero before. The first level is the input's. The other kernels of a frame find it by
-    what this one leaves at `frame`; cells outside of the grid are left for them to tell.
+    Words are zero before. The first level is the input's. Cells outside of the grid are passed
+    over; `order_features` tells of them.
     """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     SIZE_Z: tl.constexpr = LEVELS[3]
     SIZE_Y: tl.constexpr = LEVELS[4]
     SIZE_X: tl.constexpr = LEVELS[5]
-    if tl.program_id(0) == 0:
-        tl.store(frame_ptr, features_ptr.to(tl.int64))
-        tl.store(frame_ptr + 1, coords_ptr.to(tl.int64))
-        tl.store(frame_ptr + 2, count.to(tl.int64))
-        tl.store(frame_ptr + 3, count.to(tl.int64) * 0)  # no flag is raised
+    count = tl.load(frame_ptr + 2)
+    if tl.program_id(0) * BLOCK >= count:
+        return
+    coords_ptr = tl.load(frame_ptr + 1).to(tl.pointer_type(tl.int32))
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = rows < count
     b = tl.load(coords_ptr + rows * 4, mask=there, other=0)
