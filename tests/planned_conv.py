@@ -184,10 +184,13 @@ class Problem:
 
 
 def tile_of(steps: str, channels: tuple[int, int], kz: int, *, splits: int = 1) -> ConvTile:
+    """A small tile; steps are those of `ConvTile`, or `bulk`: of a tap, weights in bulk."""
     c_in, c_out = channels
     width = kz * -(-c_in // 8) * 8 if steps == "together" else c_in
     block_k = max(32, 1 << (width - 1).bit_length())
     block_n = min(32, max(16, 1 << (c_out - 1).bit_length()))
-    if steps == "tap":
+    if steps in ("tap", "bulk"):
         block_k = 32  # more than one part of the channels where there are more than 32
+    if steps == "bulk":
+        return ConvTile(32, block_n, block_k, "tap", 4, 2, splits, bulk=True)
     return ConvTile(32, block_n, block_k, steps, 4, 2, splits)

@@ -28,7 +28,9 @@ SHAPES = [
 
 def test_every_tile_covers_the_channels_of_its_convolution() -> None:
     for shape in SHAPES:
-        tiles = list(candidates(shape, 900, 132))
+        tiles = list(candidates(shape, 900, 132, bulk=True))
+        assert [t for t in tiles if not t.bulk] == list(candidates(shape, 900, 132))
+        assert any(t.bulk for t in tiles) == (shape.c_in >= 64)
         assert tiles[0] == default_tile(shape)
         for tile in tiles:
             width = padded_channels(shape, tile)
@@ -41,6 +43,7 @@ def test_every_tile_covers_the_channels_of_its_convolution() -> None:
                 assert tile.block_k == width
             else:
                 assert width % tile.block_k == 0
+            assert tile.steps == "tap" or not tile.bulk
             for block in (tile.block_m, tile.block_n, tile.block_k):
                 assert block >= 16
                 assert block & (block - 1) == 0

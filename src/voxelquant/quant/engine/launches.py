@@ -163,7 +163,8 @@ class Launches:
                 rows = counts[self.program.maps[op.map].out_level]
                 wanted.setdefault(self.conv_shape(op), (self._tuning_launcher(op), rows))
         processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        return fastest_tiles(wanted, processors) if wanted else {}
+        bulk = torch.cuda.get_device_capability(self.device)[0] >= 9  # from Hopper on
+        return fastest_tiles(wanted, processors, bulk=bulk) if wanted else {}
 
     def _tuning_launcher(self, op: ConvOp) -> Launcher:
         capacity, c_out = self._out_level(op).capacity, self.conv_shape(op).c_out

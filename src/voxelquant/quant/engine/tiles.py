@@ -61,13 +61,16 @@ def default_tile(shape: ConvShape) -> ConvTile:
     return ConvTile(64, block_n, block_k, "tap", 4, 3)
 
 
-def candidates(shape: ConvShape, rows: int, processors: int) -> Iterator[ConvTile]:
+def candidates(
+    shape: ConvShape, rows: int, processors: int, *, bulk: bool = False
+) -> Iterator[ConvTile]:
     """Tiles that are worth a measurement.
 
     Args:
         shape: the convolution.
         rows: output rows of the frame at hand.
         processors: multiprocessors of the device.
+        bulk: whether it has an engine for bulk copies, see `ConvTile`.
     """
     yield default_tile(shape)
     full_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
@@ -85,6 +88,9 @@ def candidates(shape: ConvShape, rows: int, processors: int) -> Iterator[ConvTil
                 for tile in _whole(shape, block_m, block_n, num_warps):
                     for split in splits:
                         yield dataclasses.replace(tile, splits=split)
+                        # Narrow layers have too few weights for it to gain anything.
+                        if bulk and tile.steps == "tap" and shape.c_in >= 64:
+                            yield dataclasses.replace(tile, splits=split, bulk=True)
 
 
 def _whole(shape: ConvShape, block_m: int, block_n: int, num_warps: int) -> Iterator[ConvTile]:

@@ -63,18 +63,21 @@ def store_tiles(path: Path, tiles: Tiles) -> None:
         sibling.write_text(json.dumps(rows, indent=1))
 
 
-def fastest_tiles(wanted: Mapping[ConvShape, tuple[Launcher, int]], processors: int) -> Tiles:
+def fastest_tiles(
+    wanted: Mapping[ConvShape, tuple[Launcher, int]], processors: int, *, bulk: bool
+) -> Tiles:
     """Measure the candidates of every convolution and take the fastest.
 
     Args:
         wanted: for each shape what makes a launch of a tile, on buffers that hold a frame, and the
             rows that the frame has there.
         processors: multiprocessors of the device.
+        bulk: whether it has an engine for bulk copies.
     """
     runs = [
         (shape, tile, launcher(tile))
         for shape, (launcher, rows) in wanted.items()
-        for tile in candidates(shape, rows, processors)
+        for tile in candidates(shape, rows, processors, bulk=bulk)
     ]
     _compile_all([run for _, _, run in runs])
     best: dict[ConvShape, tuple[float, ConvTile]] = {}

@@ -10,7 +10,7 @@ from planned_conv import GEOMETRIES, SUBM, Problem, tile_of
 from voxelquant.numerics import add_dequantized, dequantize, quantize
 from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile, Fusion, pack_weight
 
-MODES = [(steps, splits) for steps in ("tap", "column", "together") for splits in (1, 2, 3)]
+MODES = [(steps, splits) for steps in ("tap", "bulk", "column", "together") for splits in (1, 2, 3)]
 INT8 = Fusion(relu=True, own="int8")
 STEP = torch.tensor(0.0371)
 
@@ -28,7 +28,7 @@ def test_int8_in_every_mode(steps: str, splits: int) -> None:
     assert len(codes) > 20, "a problem on which all codes are alike shows nothing"
 
 
-@pytest.mark.parametrize("steps", ["tap", "column", "together"])
+@pytest.mark.parametrize("steps", ["tap", "bulk", "column", "together"])
 @pytest.mark.parametrize(
     "channels", [(1, 5), (5, 16), (16, 1), (24, 33), (32, 32), (64, 64)], ids=str
 )

@@ -20,6 +20,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 import voxelquant.sparse.backends.triton.overlap as overlap
 
 arch = int(sys.argv[1])
@@ -39,6 +40,8 @@ def compile_launch(
         value = values[name]
         if parameter.is_constexpr or value is None:
             signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
             aligned[(place,)] = [["tt.divisibility", 16]]
@@ -74,6 +77,8 @@ for name, recipe in (
     op = [op for op in plan.program.ops if isinstance(op, ConvOp)][-1]
     for steps in ("tap", "column"):
         plan.launches.conv_launcher(op, ConvTile(64, 16, 32, steps, 4, 3, splits=3))()
+    if arch >= 90:
+        plan.launches.conv_launcher(op, ConvTile(64, 16, 32, "tap", 4, 3, bulk=True))()
 print(json.dumps(ptx))
 """
 
@@ -155,3 +160,14 @@ def test_codes_are_multiplied_on_tensor_cores_and_summed_wide(compiled: dict[str
         types = ".s32.s8.s8" if "'FORMAT': 'int8'" in key else ".f32.f16.f16"
         assert products, key
         assert all(types in product for product in products), (key, products)
+
+
+def test_bulk_weights_are_fetched_by_the_copy_engine(
+    compiled: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    arch = request.node.callspec.params["compiled"]
+    bulk = [ptx for key, ptx in compiled.items() if "'BULK': True" in key]
+    assert len(bulk) == (2 if arch >= 90 else 0)  # one for each network
+    assert all("cp.async.bulk.tensor.2d.shared" in ptx for ptx in bulk)
+    others = [ptx for key, ptx in compiled.items() if "'BULK': False" in key]
+    assert not any("cp.async.bulk" in ptx for ptx in others)

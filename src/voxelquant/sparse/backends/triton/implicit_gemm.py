@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from voxelquant.sparse.backends.triton.bits import popcount_small
 from voxelquant.sparse.backends.triton.epilogue import (
@@ -50,6 +51,8 @@ class ConvTile:
         num_warps: warps of a program.
         num_stages: steps that are loaded ahead.
         splits: programs that share the columns of one tile; the last to end sums their parts.
+        bulk: whether the chip's copy engine fetches the weights (Hopper's tensor memory
+            accelerator), not the threads of the program; for steps of a `tap`.
     """
 
     block_m: int
@@ -59,6 +62,7 @@ class ConvTile:
     num_warps: int
     num_stages: int
     splits: int = 1
+    bulk: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def pack_weight(weight: Tensor, c_pad: int) -> Tensor:
 def conv_kernel(
     x_ptr,
     w_ptr,
+    w_blocks,
     map_ptr,
     count_ptr,
     out_ptr,
@@ -150,6 +155,7 @@ def conv_kernel(
     ADD_RELU: tl.constexpr,
     RESULT: tl.constexpr,
     STEPS: tl.constexpr,
+    BULK: tl.constexpr,
     SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
     EARLY: tl.constexpr,
@@ -183,7 +189,8 @@ def conv_kernel(
     there = rows < count
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if FORMAT == "int8" else tl.float32)
     k = tl.arange(0, BLOCK_K)
-    w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
+    if not BULK:
+        w_row = w_ptr + channels[None, :] * (KZ * C_PAD)
     if SPLITS == 1:
         begin = 0
         end = COLUMNS
@@ -238,8 +245,14 @@ def conv_kernel(
             entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
             a_there = seen[:, None] & (channel < C_IN)[None, :]
             a = tl.load(x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0)
-            w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
-            b = tl.load(w, mask=in_channels[None, :], other=0)
+            if BULK:
+                # Channels beyond the last are rows of the next column; nobody stores their sums.
+                first_row = column * C_OUT + tl.program_id(1) * BLOCK_N
+                first_k = tap * C_PAD + step % PARTS * BLOCK_K
+                b = tl.trans(w_blocks.load([first_row, first_k]))
+            else:
+                w = w_row + (column * (C_OUT * KZ * C_PAD) + tap * C_PAD) + channel[:, None]
+                b = tl.load(w, mask=in_channels[None, :], other=0)
             acc = tl.dot(_factor(a, FORMAT), b, acc, out_dtype=acc.dtype)
     if SPLITS > 1:
         # In the order of the splits, whoever comes last: the sum is the same in every run.
@@ -345,9 +358,15 @@ def launch_conv(
     accumulated = torch.int32 if x.dtype == torch.int8 else torch.float32
     capacity = entries.shape[1]
     grid = (triton.cdiv(capacity, tile.block_m), triton.cdiv(c_out, tile.block_n), tile.splits)
+    blocks = None
+    if tile.bulk:
+        blocks = TensorDescriptor.from_tensor(
+            packed.view(columns * c_out, width), [tile.block_n, tile.block_k]
+        )
     conv_kernel[grid](
         stored_bits(x),
-        packed,
+        None if tile.bulk else packed,
+        blocks,
         entries,
         count,
         stored_bits(out),
@@ -376,6 +395,7 @@ def launch_conv(
         ADD_RELU=fusion.add_relu,
         RESULT=fusion.result,
         STEPS=tile.steps,
+        BULK=tile.bulk,
         SPLITS=tile.splits,
         OVERLAP=OVERLAP,
         EARLY=early,
