@@ -79,11 +79,8 @@ def candidates(
         for block_n in widths:
             tiles = triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, block_n)
             # Deep layers have fewer tiles than would fill the device.
-            splits = (
-                range(1, MAX_SPLITS + 1)
-                if tiles < 4 * processors and shape.columns >= 3
-                else range(1, 2)
-            )
+            most = MAX_SPLITS if tiles < processors and shape.columns >= MAX_SPLITS else 1
+            splits = range(1, most + 1)
             for num_warps in (4, 8) if block_m < 256 else (8,):
                 for tile in _whole(shape, block_m, block_n, num_warps):
                     for split in splits:
