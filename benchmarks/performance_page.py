@@ -60,7 +60,7 @@ spconv, in the fastest of the ways to run it ({f.how.spconv_fp16}; batch norms f
 {f.backbone_ms.spconv_fp16:.2f} ms of wall time for a frame, and the GPU is busy for
 {f.busy_ms.spconv_fp16:.2f} ms of them: {idle:.0%} of the time it waits for the host, which launches
 {launches:.0f} kernels and copies, asks the GPU for the number of output sites of every level, and
-allocates. The arithmetic, {gmac:.1f} G multiply-adds, takes an H100 or H200 {compute_ms:.2f} ms at its
+allocates. The arithmetic, {gmac:.1f} G multiply-adds, takes such a chip {compute_ms:.2f} ms at its
 peak, and reading and writing each layer's features and weights once {traffic_ms:.2f} ms.
 Precision does not help with what the host does, so the host was taken out first.
 """
