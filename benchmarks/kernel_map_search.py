@@ -153,7 +153,7 @@ def case_table(name: str, case: dict, device: str) -> Table:
     title = f"{name}: {case['voxels']:,} voxels, batch {case['batch']}, at most "
     title += f"{case['max_voxels']:,}; us on {device} (executed)"
     table = Table(title=title)
-    table.add_column("")
+    table.add_column("way", no_wrap=True)
     for column in ("sites", "order", "maps", "whole", "p20..p80", "launches", "MiB", "peak MiB"):
         table.add_column(column, justify="right", no_wrap=True)
     for way, cost in case["ways"].items():
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     gpu = gpu_facts(arguments.device)
     where = "a CPU, interpreted" if gpu is None else gpu["name"]
-    console = Console()
+    console = Console(width=100)  # a log has no width of its own
     cases = {}
     for batch_size in arguments.batch:
         batch = batch_of(frame, batch_size).to(arguments.device)

@@ -41,6 +41,7 @@ StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
 # real frame of 80 k voxels has 0.87, 0.37, 0.13 and 0.10; isolated voxels multiply, but a frame of
 # many has few isolated ones.
 _SITES_BY_DEPTH = (1.0, 1.25, 0.75, 0.4)
+_UNREAD = -1  # in place of a frame's flags until they arrive
 _MOST_PLACES = 1 << 31  # kernels count the places of gathered rows in 32 bits
 
 
@@ -129,8 +130,10 @@ class NetworkPlan:
         )
         self.stages = tuple(self._stages())
         self._graph: torch.cuda.CUDAGraph | None = None
-        pinned = device.type == "cuda"
-        self._flags_here = torch.zeros(1, dtype=torch.int64, pin_memory=pinned)
+        self._stream: torch.cuda.Stream | None = None  # of the last frame; None on a CPU
+        on_gpu = self.device.type == "cuda"
+        self._flags_here = torch.zeros(1, dtype=torch.int64, pin_memory=on_gpu)
+        self._as_number = self._flags_here.numpy()
 
     def __call__(self, features: Tensor, coords_bzyx: Tensor, *, check: bool = True) -> Tensor:
         """Run one frame.
@@ -161,9 +164,9 @@ class NetworkPlan:
                 f"got features {tuple(features.shape)} and coordinates {tuple(coords_bzyx.shape)}, "
                 f"need {expected[0]} and {expected[1]} (batch, z, y, x)"
             )
-        # Nothing is copied where the frame has the kernels' types already.
-        features = features.to(self.device, torch.float16).contiguous()
-        coords_bzyx = coords_bzyx.to(self.device, torch.int32).contiguous()
+        features = self._as_read(features, torch.float16)
+        coords_bzyx = self._as_read(coords_bzyx, torch.int32)
+        self._wait_until_read()
         self.index.frame.hand_over(features, coords_bzyx)
         self.replay()
         if check:
@@ -172,23 +175,27 @@ class NetworkPlan:
 
     def replay(self) -> None:
         """Run the frame of the last call again, without a look at the result."""
+        self._wait_until_read()
+        self._as_number[0] = _UNREAD
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.current_stream(self.device)
         if self._graph is None:
             for stage in self.stages:
                 stage.run()
+            self._fetch_flags()
         else:
             self._graph.replay()
 
     def check(self) -> None:
-        """Wait for the last frame, if it was run on the current stream.
+        """Wait for the last frame.
 
         Raises:
             GeometryError: it did not fit; `__call__` says how.
         """
-        if self._graph is not None:
-            # The graph sends the flags here: no second wait to fetch them.
-            torch.cuda.current_stream(self.device).synchronize()
-            if int(self._flags_here) == 0:
-                return
+        if self._stream is not None:
+            self._stream.synchronize()
+        if self._as_number[0] == 0:  # it came with the frame: no second wait to fetch it
+            return
         reason = self.index.explain()
         if reason is not None:
             raise GeometryError(reason)
@@ -213,7 +220,7 @@ class NetworkPlan:
                     stage.run()
             # The marks are cleared last of all that asks for sites: the flags stand by then.
             with torch.cuda.stream(second):
-                self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
+                self._fetch_flags()
             first.wait_stream(second)
         self._graph = graph
 
@@ -229,6 +236,24 @@ class NetworkPlan:
             "weights": self.launches.weights_bytes,
             "outputs": sum(t.nbytes for t in self.outputs),
         }
+
+    def _as_read(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor as kernels read it; itself, if it is like that."""
+        if tensor.dtype == dtype and tensor.device == self.device and tensor.is_contiguous():
+            return tensor  # to find that out by `to` costs microseconds of a frame's time
+        return tensor.to(self.device, dtype).contiguous()
+
+    def _fetch_flags(self) -> None:
+        self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
+
+    def _wait_until_read(self) -> None:
+        """Wait until the last frame's flags are here: what was handed over has been read by then.
+
+        So one frame may be queued behind the one that runs, and no more.
+        """
+        while self._as_number[0] == _UNREAD and self._stream is not None:
+            if self._stream.query():  # which raises what went wrong on the device
+                return
 
     def _allocate(self) -> list[Tensor]:
         """A view `[capacity, stride]` of the arena for every value."""

@@ -177,7 +177,8 @@ class SiteIndex:
             self.launch_pass(each)
 
     def mark(self) -> None:
-        """Mark the sites of the first level, and of those that follow it."""
+        """Fetch the frame; mark its sites on the first level, and on those that follow it."""
+        self.frame.fetch()
         mark_sites[(triton.cdiv(self.levels[0].capacity, _MARK_ROWS),)](
             self.frame.fields,
             self.words,
