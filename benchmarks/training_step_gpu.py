@@ -7,7 +7,8 @@ where it is absent; the result says so). A step takes features and coordinates o
 the kernel maps, computes the dense map in training mode and the gradient of every parameter for a
 fixed cotangent; there is no optimizer in it. Before anything is timed, outputs and gradients of one
 frame must agree with the reference backend's, and the peer's with ours. `wall` is the time of a
-step from an idle device to an idle device, `busy` the sum of its kernels' times.
+step from an idle device until its stream has done all of it, `busy` the sum of its kernels'
+times.
 
 The peer is spconv 2.3 with its own choice of algorithms, TF32 off as in this package, its kernels
 compiled and its algorithms tuned in the warm-up. Both networks have the same batch norms.
@@ -180,6 +181,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--profile", action="store_true", help="print where the GPU's time goes")
+    parser.add_argument("--commit", help="of this code; default: what git says of the checkout")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
 
@@ -233,7 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if (version := package_version(name))
         },
     }
-    write_json_atomic(arguments.out, {**facts, **to_jsonable(result), **provenance(seed=0)})
+    origin = provenance(seed=0)
+    origin |= {"commit": arguments.commit or origin["commit"]}
+    write_json_atomic(arguments.out, {**facts, **to_jsonable(result), **origin})
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class CallTiming:
     """One call from voxels on the device to the dense map.
 
     Attributes:
-        wall: with the host's work, until the device is idle; caches are warm.
+        wall: with the host's work, until its stream is done; caches are warm.
         wall_cold: the same with the second-level cache evicted before every call.
         gpu: by events on the device, without waiting for the host.
         busy: during which something ran; None on a CPU or where the profiler sees nothing.

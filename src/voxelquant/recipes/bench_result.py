@@ -20,7 +20,7 @@ PEER = "spconv_fp16"
 PEER_PACKAGES = ("spconv", "spconv-cu126", "cumm", "cumm-cu126")
 METHOD = {
     "wall": "from voxels on the device to the dense map [b, c * z, y, x], kernel maps included, "
-    "with the host's work, the check that the frame fitted, and until the device is idle; "
+    "with the host's work, the check that the frame fitted, and until its stream is done; "
     "median of single calls",
     "gpu": "by CUDA events around a call that is queued in advance; of our own engine its replay",
     "busy": "time during which a kernel, copy or memset ran, by torch's profiler",
