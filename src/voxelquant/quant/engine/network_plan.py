@@ -41,7 +41,6 @@ StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
 # real frame of 80 k voxels has 0.87, 0.37, 0.13 and 0.10; isolated voxels multiply, but a frame of
 # many has few isolated ones.
 _SITES_BY_DEPTH = (1.0, 1.25, 0.75, 0.4)
-_UNREAD = -1  # in place of a frame's flags until they arrive
 _MOST_PLACES = 1 << 31  # kernels count the places of gathered rows in 32 bits
 
 
@@ -130,10 +129,6 @@ class NetworkPlan:
         )
         self.stages = tuple(self._stages())
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream: torch.cuda.Stream | None = None  # of the last frame; None on a CPU
-        on_gpu = self.device.type == "cuda"
-        self._flags_here = torch.zeros(1, dtype=torch.int64, pin_memory=on_gpu)
-        self._as_number = self._flags_here.numpy()
 
     def __call__(self, features: Tensor, coords_bzyx: Tensor, *, check: bool = True) -> Tensor:
         """Run one frame.
@@ -166,7 +161,6 @@ class NetworkPlan:
             )
         features = self._as_read(features, torch.float16)
         coords_bzyx = self._as_read(coords_bzyx, torch.int32)
-        self._wait_until_read()
         self.index.frame.hand_over(features, coords_bzyx)
         self.replay()
         if check:
@@ -175,14 +169,11 @@ class NetworkPlan:
 
     def replay(self) -> None:
         """Run the frame of the last call again, without a look at the result."""
-        self._wait_until_read()
-        self._as_number[0] = _UNREAD
-        if self.device.type == "cuda":
-            self._stream = torch.cuda.current_stream(self.device)
+        self.index.frame.begin()
         if self._graph is None:
             for stage in self.stages:
                 stage.run()
-            self._fetch_flags()
+            self.index.frame.report()
         else:
             self._graph.replay()
 
@@ -192,9 +183,7 @@ class NetworkPlan:
         Raises:
             GeometryError: it did not fit; `__call__` says how.
         """
-        if self._stream is not None:
-            self._stream.synchronize()
-        if self._as_number[0] == 0:  # it came with the frame: no second wait to fetch it
+        if self.index.frame.wait():
             return
         reason = self.index.explain()
         if reason is not None:
@@ -220,7 +209,7 @@ class NetworkPlan:
                     stage.run()
             # The marks are cleared last of all that asks for sites: the flags stand by then.
             with torch.cuda.stream(second):
-                self._fetch_flags()
+                self.index.frame.report()
             first.wait_stream(second)
         self._graph = graph
 
@@ -242,18 +231,6 @@ class NetworkPlan:
         if tensor.dtype == dtype and tensor.device == self.device and tensor.is_contiguous():
             return tensor  # to find that out by `to` costs microseconds of a frame's time
         return tensor.to(self.device, dtype).contiguous()
-
-    def _fetch_flags(self) -> None:
-        self._flags_here.copy_(self.index.frame.flags, non_blocking=True)
-
-    def _wait_until_read(self) -> None:
-        """Wait until the last frame's flags are here: what was handed over has been read by then.
-
-        So one frame may be queued behind the one that runs, and no more.
-        """
-        while self._as_number[0] == _UNREAD and self._stream is not None:
-            if self._stream.query():  # which raises what went wrong on the device
-                return
 
     def _allocate(self) -> list[Tensor]:
         """A view `[capacity, stride]` of the arena for every value."""
