@@ -126,6 +126,21 @@ def test_the_same_frame_twice_is_bit_equal(in_fp16: Networks) -> None:
     assert torch.equal(plan(frame.features, frame.coords_bzyx), first)
 
 
+def test_queued_frames_are_those_that_were_handed_over(in_fp16: Networks) -> None:
+    """Nobody waits between the calls, and the frames' tensors are let go at once."""
+    plan = make_plan(in_fp16)
+    frames = [make_frame(n, seed) for seed, n in enumerate(COUNTS)]
+    expected = [plan(f.features, f.coords_bzyx).clone() for f in frames]
+    order = [number % len(frames) for number in range(30)]
+    found = [
+        plan(frames[n].features.half(), frames[n].coords_bzyx.clone(), check=False).clone()
+        for n in order
+    ]
+    plan.check()
+    for number, n in enumerate(order):
+        assert torch.equal(found[number], expected[n]), f"call {number}"
+
+
 def test_a_captured_graph_tells_what_did_not_fit(in_fp16: Networks) -> None:
     plan = make_plan(in_fp16)
     frame = make_frame(10_000, 4)
