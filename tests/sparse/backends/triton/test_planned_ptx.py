@@ -111,6 +111,7 @@ def of_kernel(compiled: dict[str, str], name: str) -> list[str]:
 def test_every_kernel_of_a_plan_compiles(compiled: dict[str, str]) -> None:
     found = {key.split()[0] for key in compiled}
     assert found == {
+        "fetch_fields",
         "mark_sites",
         "index_levels",
         "clear_marks",
