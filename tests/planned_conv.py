@@ -22,13 +22,14 @@ from voxelquant.sparse import (
     sparse_conv_fp16,
     sparse_conv_int8,
 )
-from voxelquant.sparse.backends.triton.implicit_gemm import (
+from voxelquant.sparse.backends.triton.planned_conv import (
     ConvTile,
     Fusion,
     SharedSums,
     launch_conv,
     pack_weight,
 )
+from voxelquant.sparse.backends.triton.row_groups import RowGroups
 
 SHAPE, BATCH, CAPACITY = (5, 6, 7), 3, 128
 SUBM = ConvGeometry((3, 3, 3), subm=True)
@@ -62,6 +63,21 @@ def by_column(coords: Tensor) -> Tensor:
     b, z, y, x = coords.long().unbind(1)
     key = ((b * SHAPE[1] + y) * SHAPE[2] + x) * (SHAPE[0] + 1) + z
     return coords[key.argsort()]
+
+
+def group_rows(entries: Tensor, kz: int, count: int) -> RowGroups:
+    """The rows of a map in groups, in no order, by loops; poison where none is."""
+    rows = torch.full((RowGroups.strips(kz), CAPACITY), POISON_ENTRY, dtype=torch.int32)
+    counts = torch.zeros(1 << kz, dtype=torch.int32)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+    for row in order.tolist():
+        group = 0
+        for entry in entries[:, row].tolist():
+            group |= entry & ((1 << kz) - 1)
+        number = int(counts[group])
+        rows[group // 2, CAPACITY - 1 - number if group % 2 else number] = row
+        counts[group] += 1
+    return RowGroups(rows.to(DEVICE), counts.to(DEVICE))
 
 
 def make_map(
@@ -148,7 +164,7 @@ class Problem:
         dtype = torch.int8 if last == "int8" else torch.float16
         mark = 77
         out = torch.full((CAPACITY + 2, c_out), mark, dtype=dtype, device=DEVICE)
-        sums = SharedSums.elements(tile, CAPACITY, c_out)
+        sums = SharedSums.elements(tile, CAPACITY, c_out, kz)
         shared = SharedSums(
             torch.full((sums[0],), torch.nan, device=DEVICE),
             torch.zeros(sums[1], dtype=torch.int32, device=DEVICE),
@@ -164,6 +180,7 @@ class Problem:
             kz=kz,
             c_in=c_in,
             inverse=self.inverse,
+            groups=group_rows(self.entries, kz, m),
             multiplier=self.multiplier.to(DEVICE) if self.integer else None,
             bias=self.bias.to(DEVICE),
             scales=tuple(None if s is None else s.to(DEVICE) for s in scales),
@@ -184,13 +201,14 @@ class Problem:
 
 
 def tile_of(steps: str, channels: tuple[int, int], kz: int, *, splits: int = 1) -> ConvTile:
-    """A small tile; steps are those of `ConvTile`, or `bulk`: of a tap, weights in bulk."""
+    """A small tile; steps are those of `ConvTile`, after `bulk` for weights in bulk."""
     c_in, c_out = channels
     width = kz * -(-c_in // 8) * 8 if steps == "together" else c_in
     block_k = max(32, 1 << (width - 1).bit_length())
     block_n = min(32, max(16, 1 << (c_out - 1).bit_length()))
-    if steps in ("tap", "bulk"):
+    *bulk, steps = steps.split()
+    if steps in ("tap", "seen"):
         block_k = 32  # more than one part of the channels where there are more than 32
-    if steps == "bulk":
-        return ConvTile(32, block_n, block_k, "tap", 4, 2, splits, bulk=True)
+    if bulk:
+        return ConvTile(32, block_n, block_k, steps, 4, 2, splits, bulk=True)
     return ConvTile(32, block_n, block_k, steps, 4, 2, splits)

@@ -15,8 +15,9 @@ from planned_index import DEVICE
 from voxelquant.errors import GeometryError
 from voxelquant.numerics import relative_l2, sqnr_db
 from voxelquant.quant.engine.network_plan import NetworkPlan, plan_network
-from voxelquant.quant.engine.program import read_program
+from voxelquant.quant.engine.program import ConvOp, read_program
 from voxelquant.sparse import SparseTensor
+from voxelquant.sparse.backends.triton.planned_conv import ConvTile
 
 GRID, BATCH, MOST = (12, 9, 10), 3, 61
 IN_PLACE = vq.Recipe(name="r", ranges="in_place")
@@ -96,6 +97,33 @@ def test_frames_of_every_size_through_one_plan(engine_of, frame_of) -> None:
     )
     assert torch.equal(run(plan, shuffled), engine(frame))
     assert plan.memory_bytes == held
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("residual", "reference"), ("up and down", "int8")])
+def test_rows_in_groups_from_frame_to_frame(engine_of, frame_of, name, recipe) -> None:
+    """Convolutions leave out taps that no row of a tile sees; each frame groups its rows anew."""
+    engine = engine_of(name, recipe)
+    plan = make_plan(engine)
+    program = plan.program
+    convs = [op for op in program.ops if isinstance(op, ConvOp)]
+    shapes = {plan.launches.conv_shape(op) for op in convs}
+    tiles = {
+        shape: ConvTile(32, 16, 32, "seen", 4, 2, splits=min(2, shape.columns))
+        for shape in shapes
+        if shape.kz > 1
+    }
+    assert tiles
+    grouped = NetworkPlan(
+        program,
+        batch_size=BATCH,
+        max_voxels=MOST,
+        device=torch.device(DEVICE),
+        tiles=tiles,
+        capacities=[level.capacity for level in plan.index.levels],
+    )
+    for seed, n in enumerate((MOST, 0, 1, 33)):
+        frame = frame_of(n, seed)
+        assert torch.equal(run(grouped, frame), engine(frame)), f"{n} voxels"
 
 
 def test_every_dense_map_of_a_network_is_an_output(engine_of, frame_of) -> None:

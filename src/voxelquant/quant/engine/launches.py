@@ -21,7 +21,7 @@ from voxelquant.quant.engine.tuning import Launcher, Tiles, fastest_tiles
 from voxelquant.quant.int8_modules import CodeSparseConv3d
 from voxelquant.sparse.backends.triton.densify import densify
 from voxelquant.sparse.backends.triton.epilogue import format_name
-from voxelquant.sparse.backends.triton.implicit_gemm import (
+from voxelquant.sparse.backends.triton.planned_conv import (
     ConvTile,
     Fusion,
     SharedSums,
@@ -29,6 +29,7 @@ from voxelquant.sparse.backends.triton.implicit_gemm import (
     pack_weight,
 )
 from voxelquant.sparse.backends.triton.pointwise import add_rows, convert_rows
+from voxelquant.sparse.backends.triton.row_groups import RowGroups
 from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
 
 Launch = Callable[[], None]
@@ -41,6 +42,7 @@ class Launches:
         program: the operations.
         index: sites of all levels.
         entries: kernel map of each number in `program.maps`.
+        groups: the rows of each of them in groups.
         values: `[capacity, stride]` memory of each value.
         outputs: dense maps.
         tiles: tile of each convolution by its shape; the default tile where there is none.
@@ -56,6 +58,7 @@ class Launches:
         index: SiteIndex,
         *,
         entries: Sequence[Tensor],
+        groups: Sequence[RowGroups],
         values: Sequence[Tensor],
         outputs: Sequence[Tensor],
         tiles: Tiles,
@@ -63,6 +66,7 @@ class Launches:
         self.program = program
         self.index = index
         self.entries = entries
+        self.groups = groups
         self.values = values
         self.outputs = outputs
         self.tiles = tiles
@@ -129,7 +133,7 @@ class Launches:
         residual = None if op.residual is None else self.values[op.residual]
         count = self.index.counts[made.out_level : made.out_level + 1]
         sums = shared_sums or self.shared_sums
-        entries = self.entries[op.map]
+        entries, groups = self.entries[op.map], self.groups[op.map]
 
         def run() -> None:
             launch_conv(
@@ -143,6 +147,7 @@ class Launches:
                 kz=shape.kz,
                 c_in=shape.c_in,
                 inverse=made.inverse,
+                groups=groups,
                 multiplier=multiplier,
                 bias=bias,
                 scales=(on_device[0], on_device[1], on_device[2], on_device[3]),
@@ -167,9 +172,9 @@ class Launches:
         return fastest_tiles(wanted, processors, bulk=bulk) if wanted else {}
 
     def _tuning_launcher(self, op: ConvOp) -> Launcher:
-        capacity, c_out = self._out_level(op).capacity, self.conv_shape(op).c_out
-        widest = ConvTile(16, 16, 16, "tap", 1, 1, splits=MAX_SPLITS)
-        sums = self._make_sums([SharedSums.elements(widest, capacity, c_out)])
+        capacity, shape = self._out_level(op).capacity, self.conv_shape(op)
+        widest = ConvTile(16, 16, 16, "seen", 1, 1, splits=MAX_SPLITS)
+        sums = self._make_sums([SharedSums.elements(widest, capacity, shape.c_out, shape.kz)])
         return lambda tile: self.conv_launcher(op, tile, early=True, shared_sums=sums)
 
     def _tile(self, op: ConvOp) -> ConvTile:
@@ -182,6 +187,7 @@ class Launches:
                 self._tile(op),
                 self._out_level(op).capacity,
                 self.conv_shape(op).c_out,
+                self.conv_shape(op).kz,
             )
             for op in self.program.ops
             if isinstance(op, ConvOp)

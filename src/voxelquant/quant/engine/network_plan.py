@@ -31,9 +31,7 @@ from voxelquant.quant.engine.tuning import (
 from voxelquant.sparse import Triple
 from voxelquant.sparse.backends.triton.column_map import ColumnMaps, MapSpec
 from voxelquant.sparse.backends.triton.densify import order_features
-from voxelquant.sparse.backends.triton.implicit_gemm import (
-    ConvTile,
-)
+from voxelquant.sparse.backends.triton.planned_conv import ConvTile
 from voxelquant.sparse.backends.triton.site_index import LevelGrid, SiteIndex
 
 StageKind = Literal["copy", "maps", "conv", "pointwise", "densify"]
@@ -123,6 +121,7 @@ class NetworkPlan:
             program,
             self.index,
             entries=[self.maps.entries[place] for place in places],
+            groups=[self.maps.groups[place] for place in places],
             values=self._values,
             outputs=self.outputs,
             tiles=tiles or {},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import triton
 
-from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile
+from voxelquant.sparse.backends.triton.planned_conv import ConvTile
 
 MAX_SPLITS = 3
 
@@ -86,7 +86,7 @@ def candidates(
                     for split in splits:
                         yield dataclasses.replace(tile, splits=split)
                         # Narrow layers have too few weights for it to gain anything.
-                        if bulk and tile.steps == "tap" and shape.c_in >= 64:
+                        if bulk and tile.steps in ("tap", "seen") and shape.c_in >= 64:
                             yield dataclasses.replace(tile, splits=split, bulk=True)
 
 
@@ -102,6 +102,12 @@ def _whole(shape: ConvShape, block_m: int, block_n: int, num_warps: int) -> Iter
         yield ConvTile(block_m, block_n, min(widest, 128), "tap", num_warps, num_stages)
         if widest >= 128:
             yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
+    if shape.kz == 1:
+        return  # all rows see the same
+    for num_stages in (2, 3, 4):
+        yield ConvTile(block_m, block_n, min(widest, 128), "seen", num_warps, num_stages)
+        if widest >= 128:
+            yield ConvTile(block_m, block_n, 64, "seen", num_warps, num_stages)
 
 
 def _together(

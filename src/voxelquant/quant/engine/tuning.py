@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -19,8 +20,8 @@ from triton.runtime.errors import OutOfResources
 
 from voxelquant.atomic_file import atomic_path
 from voxelquant.quant.engine.tiles import ConvShape, candidates
-from voxelquant.sparse.backends.triton import implicit_gemm
-from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile
+from voxelquant.sparse.backends.triton import implicit_gemm, row_groups
+from voxelquant.sparse.backends.triton.planned_conv import ConvTile
 
 _log = logging.getLogger(__name__)
 _REPEATS, _LAUNCHES = 7, 5  # replays of a graph, and launches in it
@@ -32,15 +33,15 @@ Launcher = Callable[[ConvTile], Callable[[], None]]
 def cache_file(device: torch.device) -> Path:
     """Where the tiles of a device are kept: `$VOXELQUANT_CACHE`, or the user's cache folder.
 
-    The name holds the chip, the versions of torch and Triton, and a digest of the kernel.
+    The name holds the chip, the versions of torch and Triton, and a digest of the kernel's source.
     """
     folder = os.environ.get("VOXELQUANT_CACHE")
     root = Path(folder) if folder else Path.home() / ".cache" / "voxelquant"
-    source = Path(implicit_gemm.__file__).read_bytes()
+    source = "".join(inspect.getsource(module) for module in (implicit_gemm, row_groups))
     chip = torch.cuda.get_device_name(device)
     key = f"{chip} torch {torch.__version__} triton {triton.__version__}"
     safe = "".join(c if c.isalnum() or c in ".-+" else "_" for c in key)
-    return root / f"tiles_{safe}_{hashlib.sha256(source).hexdigest()[:12]}.json"
+    return root / f"tiles_{safe}_{hashlib.sha256(source.encode()).hexdigest()[:12]}.json"
 
 
 def load_tiles(path: Path) -> Tiles:

@@ -1,6 +1,7 @@
 """Column maps, decoded, against set arithmetic; without a GPU in Triton's interpreter."""
 
 import pytest
+import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -63,6 +64,23 @@ def _assert_right(maps: ColumnMaps, name: str, coords: Tensor) -> None:
         # Nothing is written past the rows that exist.
         count = int(maps.index.counts[spec.out_level])
         assert (maps.entries[number][:, count:] == MARK).all()
+        _assert_grouped(maps, number, count)
+
+
+def _assert_grouped(maps: ColumnMaps, number: int, count: int) -> None:
+    """Every row stands once, in the group of the taps along z that any of its entries has."""
+    groups = 1 << maps.specs[number].geometry.kernel_size[0]
+    entries = maps.entries[number][:, :count].cpu() & (groups - 1)
+    taps = torch.zeros(count, dtype=torch.int32)
+    for column in entries:
+        taps |= column
+    strips, tallies = maps.groups[number].rows.cpu(), maps.groups[number].counts.tolist()
+    assert len(tallies) == groups
+    for group, tally in enumerate(tallies):
+        strip = strips[group // 2]
+        listed = strip.flip(0)[:tally] if group % 2 else strip[:tally]
+        assert listed.sort().values.tolist() == (taps == group).nonzero().flatten().tolist()
+    assert int((strips != MARK).sum()) == count
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -71,6 +89,7 @@ def test_all_maps_of_all_levels(name: str) -> None:
     guarded = GuardedIndex(name, 70)
     maps = ColumnMaps(guarded.index, _specs(name))
     maps._all.fill_(MARK)
+    maps._rows.fill_(MARK)
     coords = frame_of(name, min(67, 2 * shape[0] * shape[1] * shape[2]))
     guarded.run(coords)
     maps.launch()
@@ -83,6 +102,7 @@ def test_frames_in_a_row_and_maps_in_two_launches() -> None:
     maps = ColumnMaps(guarded.index, _specs(name))
     for seed, n in enumerate((65, 0, 1)):
         maps._all.fill_(MARK)
+        maps._rows.fill_(MARK)
         coords = frame_of(name, n, seed)
         guarded.run(coords)
         maps.launch(slice(0, 3))

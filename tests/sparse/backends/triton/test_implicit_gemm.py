@@ -8,9 +8,10 @@ pytest.importorskip("triton")
 
 from planned_conv import GEOMETRIES, SUBM, Problem, tile_of
 from voxelquant.numerics import add_dequantized, dequantize, quantize
-from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile, Fusion, pack_weight
+from voxelquant.sparse.backends.triton.planned_conv import ConvTile, Fusion, pack_weight
 
-MODES = [(steps, splits) for steps in ("tap", "bulk", "column", "together") for splits in (1, 2, 3)]
+STEPS = ("tap", "seen", "bulk tap", "bulk seen", "column", "together")
+MODES = [(steps, splits) for steps in STEPS for splits in (1, 2, 3)]
 INT8 = Fusion(relu=True, own="int8")
 STEP = torch.tensor(0.0371)
 
@@ -28,7 +29,7 @@ def test_int8_in_every_mode(steps: str, splits: int) -> None:
     assert len(codes) > 20, "a problem on which all codes are alike shows nothing"
 
 
-@pytest.mark.parametrize("steps", ["tap", "bulk", "column", "together"])
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize(
     "channels", [(1, 5), (5, 16), (16, 1), (24, 33), (32, 32), (64, 64)], ids=str
 )
@@ -42,7 +43,7 @@ def test_int8_of_every_width(channels: tuple[int, int], steps: str) -> None:
 def test_int8_of_every_kernel(name: str, inverse: bool) -> None:
     geometry = GEOMETRIES[name]
     problem = Problem.make(geometry, 40, (16, 24), integer=True, inverse=inverse)
-    for steps in ("tap", "column", "together"):
+    for steps in ("tap", "seen", "column", "together"):
         _assert_codes(problem, tile_of(steps, (16, 24), geometry.kernel_size[0]))
 
 
@@ -50,12 +51,13 @@ def test_int8_of_every_kernel(name: str, inverse: bool) -> None:
 @pytest.mark.parametrize("integer", [True, False], ids=["int8", "fp16"])
 def test_numbers_of_sites(n: int, integer: bool) -> None:
     problem = Problem.make(SUBM, n, (5, 16), integer=integer)
-    for splits in (1, 3):
-        tile = tile_of("column", (5, 16), 3, splits=splits)
-        if integer:
-            _assert_codes(problem, tile)
-        else:
-            _assert_near(problem, problem.run(tile, Fusion()))
+    for steps in ("column", "seen"):
+        for splits in (1, 3):
+            tile = tile_of(steps, (5, 16), 3, splits=splits)
+            if integer:
+                _assert_codes(problem, tile)
+            else:
+                _assert_near(problem, problem.run(tile, Fusion()))
 
 
 def test_fewer_rows_than_the_map_has() -> None:
@@ -112,7 +114,7 @@ def test_fp16_in_every_mode(steps: str, splits: int) -> None:
 @pytest.mark.parametrize("channels", [(1, 5), (5, 16), (24, 33), (64, 32)], ids=str)
 def test_fp16_of_every_width(channels: tuple[int, int], inverse: bool) -> None:
     problem = Problem.make(GEOMETRIES["kz 3"], 50, channels, integer=False, inverse=inverse)
-    for steps in ("tap", "together"):
+    for steps in ("tap", "seen", "together"):
         _assert_near(problem, problem.run(tile_of(steps, channels, 3), Fusion()))
 
 

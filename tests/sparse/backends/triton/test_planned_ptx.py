@@ -62,7 +62,7 @@ JITFunction.run = compile_launch
 import voxelquant as vq
 from planned_networks import BATCH, GRID, make_engine
 from voxelquant.quant.engine.network_plan import ConvOp, plan_network
-from voxelquant.sparse.backends.triton.implicit_gemm import ConvTile
+from voxelquant.sparse.backends.triton.planned_conv import ConvTile
 
 for name, recipe in (
     ("three readers", vq.Recipe(name="in_place", ranges="in_place")),
@@ -75,10 +75,10 @@ for name, recipe in (
     for stage in plan.stages:
         stage.run()
     op = [op for op in plan.program.ops if isinstance(op, ConvOp)][-1]
-    for steps in ("tap", "column"):
+    for steps in ("tap", "seen", "column"):
         plan.launches.conv_launcher(op, ConvTile(64, 16, 32, steps, 4, 3, splits=3))()
     if arch >= 90:
-        plan.launches.conv_launcher(op, ConvTile(64, 16, 32, "tap", 4, 3, bulk=True))()
+        plan.launches.conv_launcher(op, ConvTile(64, 16, 32, "seen", 4, 3, bulk=True))()
 print(json.dumps(ptx))
 """
 
@@ -122,7 +122,7 @@ def test_every_kernel_of_a_plan_compiles(compiled: dict[str, str]) -> None:
         "add_rows",
         "densify",
     }
-    for steps in ("tap", "column", "together"):
+    for steps in ("tap", "seen", "column", "together"):
         assert any(f"'STEPS': '{steps}'" in key for key in compiled), steps
 
 

@@ -23,6 +23,7 @@ from voxelquant.sparse.backends.triton.overlap import (
     gdc_launch_dependents,
     gdc_wait,
 )
+from voxelquant.sparse.backends.triton.row_groups import RowGroups, enter_groups
 from voxelquant.sparse.backends.triton.site_index import SiteIndex
 from voxelquant.sparse.conv_geometry import ConvGeometry
 
@@ -30,6 +31,7 @@ MAX_KERNEL_Z = 4
 _ROWS = 128  # output sites that a program maps at a time
 _PROGRAMS = 2048
 _FIELDS: tl.constexpr = tl.constexpr(21)  # that tell the kernel of a map
+_BOUNDS: tl.constexpr = tl.constexpr(6)  # that tell it where things of a map lie
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class ColumnMaps:
     Attributes:
         entries: for each spec `[columns, capacity]` int32; columns in the row-major order of
             `(ky, kx)`.
+        groups: for each spec its rows by the taps along z that they see, see `row_groups`.
     """
 
     def __init__(self, index: SiteIndex, specs: Sequence[MapSpec]) -> None:
@@ -82,28 +85,41 @@ class ColumnMaps:
             reason = why_unsupported(spec.geometry)
             if reason is not None:
                 raise GeometryError(f"got {reason}; run this network layer by layer")
-        device = index.words.device
-        sizes = [spec.columns * index.levels[spec.out_level].capacity for spec in specs]
-        self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        capacities = [index.levels[spec.out_level].capacity for spec in specs]
+        sizes = [spec.columns * size for spec, size in zip(specs, capacities, strict=True)]
+        self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=index.words.device)
         self.entries: tuple[Tensor, ...] = tuple(
             part.view(spec.columns, -1)
             for part, spec in zip(self._all.split(sizes), specs, strict=True)
+        )
+        heights = [spec.geometry.kernel_size[0] for spec in specs]
+        places = [RowGroups.strips(kz) * n for kz, n in zip(heights, capacities, strict=True)]
+        self._rows = torch.zeros(sum(places), dtype=torch.int32, device=index.words.device)
+        groups = [1 << kz for kz in heights]
+        self._tallies = index.frame.make_tallies(sum(groups))
+        self.groups = tuple(
+            RowGroups(rows.view(-1, size), counts)
+            for rows, size, counts in zip(
+                self._rows.split(places), capacities, self._tallies.split(groups), strict=True
+            )
         )
         bounds = [
             (
                 spec.out_level,
                 index.first_sites[spec.out_level],
-                index.levels[spec.out_level].capacity,
+                capacities[number],
                 sum(sizes[:number]),
+                sum(places[:number]),
+                sum(groups[:number]),
             )
             for number, spec in enumerate(specs)
         ]
-        self._bounds = torch.tensor(bounds, dtype=torch.int64, device=device)
+        self._bounds = torch.tensor(bounds, dtype=torch.int64, device=index.words.device)
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return self._all.numel() * self._all.element_size()
+        return self._all.nbytes + self._rows.nbytes
 
     def launch(self, only: slice = slice(None), *, overlap: bool = True) -> None:
         """Build the maps of the frame that the index holds.
@@ -126,6 +142,8 @@ class ColumnMaps:
             self.index.all_sites,
             self.index.counts,
             self._all,
+            self._rows,
+            self._tallies,
             SPECS=fields,
             N_MAPS=len(specs),
             MAPS=triton.next_power_of_2(len(specs)),
@@ -162,6 +180,8 @@ def _build_maps(
     sites_ptr,
     counts_ptr,
     entries_ptr,
+    rows_ptr,
+    tallies_ptr,
     SPECS: tl.constexpr,
     N_MAPS: tl.constexpr,
     MAPS: tl.constexpr,
@@ -169,7 +189,8 @@ def _build_maps(
 ):
     """All maps, `BLOCK` output sites at a time, dealt out to the programs in turn.
 
-    `bounds` `[maps, 4]`: level of the outputs, its first site, its capacity, first entry.
+    `bounds` `[maps, 6]`: level of the outputs, its first site, its capacity, first entry, first
+    place of rows in groups, first tally of these.
     """
     if OVERLAP:
         gdc_wait()
@@ -178,7 +199,7 @@ def _build_maps(
         # Rows may be missing, or too many: the entries of an earlier frame lead nowhere worse.
         return
     numbers = tl.arange(0, MAPS)
-    levels = tl.load(bounds_ptr + numbers * 4, mask=numbers < N_MAPS, other=0)
+    levels = tl.load(bounds_ptr + numbers * _BOUNDS, mask=numbers < N_MAPS, other=0)
     counts = tl.load(counts_ptr + levels, mask=numbers < N_MAPS, other=0)
     tiles = (counts + BLOCK - 1) // BLOCK
     ends = tl.cumsum(tiles, 0)
@@ -187,18 +208,25 @@ def _build_maps(
         count = tl.sum(tl.where(numbers == number, counts, 0), 0)
         first = tl.sum(tl.where(numbers < number, tiles, 0), 0)
         rows = (tile - first) * BLOCK + tl.arange(0, BLOCK)
-        first_site = tl.load(bounds_ptr + number * 4 + 1)
-        capacity = tl.load(bounds_ptr + number * 4 + 2)
-        out_ptr = entries_ptr + tl.load(bounds_ptr + number * 4 + 3) + rows
+        bound_ptr = bounds_ptr + number * _BOUNDS
+        first_site = tl.load(bound_ptr + 1)
+        capacity = tl.load(bound_ptr + 2)
+        out_ptr = entries_ptr + tl.load(bound_ptr + 3) + rows
+        group_ptr = rows_ptr + tl.load(bound_ptr + 4)
+        tally_ptr = tallies_ptr + tl.load(bound_ptr + 5)
         cell = tl.load(sites_ptr + first_site + rows, mask=rows < count, other=0)
         for spec in tl.static_range(N_MAPS):
             if number == spec:
-                _map_rows(cell, rows < count, words_ptr, out_ptr, capacity, SPECS, spec * _FIELDS)
+                there = rows < count
+                AT: tl.constexpr = spec * _FIELDS
+                taps = _map_rows(cell, there, words_ptr, out_ptr, capacity, SPECS, AT)
+                GROUPS: tl.constexpr = 1 << SPECS[AT + 9]
+                enter_groups(group_ptr, tally_ptr, rows, taps, there, capacity, GROUPS)
 
 
 @triton.jit
 def _map_rows(cell, there, words_ptr, out_ptr, capacity, SPECS: tl.constexpr, AT: tl.constexpr):
-    """The entries of some output sites.
+    """Write the entries of some output sites; which taps along z these see in any column.
 
     Forward, tap t of output o reads the cell `s * o - p + d * t`; inverse, it reads the cell o with
     `s * o - p + d * t = i`, where there is one.
@@ -234,6 +262,7 @@ def _map_rows(cell, there, words_ptr, out_ptr, capacity, SPECS: tl.constexpr, AT
     else:
         top = z
         z0 = z * STRIDE_Z - PADDING_Z
+    taps = cell.to(tl.int32) * 0
     # Unrolled: the words of all columns are asked for at once.
     for tap_y in tl.static_range(KERNEL_Y):
         in_y, valid_y = _seen(y, tap_y * DILATION_Y, STRIDE_Y, PADDING_Y, SIZE_Y, INVERSE)
@@ -244,8 +273,10 @@ def _map_rows(cell, there, words_ptr, out_ptr, capacity, SPECS: tl.constexpr, AT
             bits, rank = _window(words_ptr, first_word, z0, seen, SPECS, AT)
             if INVERSE:
                 bits = _spread(bits, top - z0 * STRIDE_Z, KERNEL_Z, STRIDE_Z)
+            taps |= bits
             entry = (rank << KERNEL_Z) | bits
             tl.store(out_ptr + (tap_y * KERNEL_X + tap_x) * capacity, entry, mask=there)
+    return taps
 
 
 @triton.jit

@@ -28,6 +28,7 @@ class Frame:
         fields: `[4]` int64 on the device: address of the features, address of the coordinates,
             number of voxels, flags.
         flags: `[1]` the last of them, 0 when a frame is fetched.
+        tallies: `[n]` int32 counters of `make_tallies`, 0 when a frame is fetched.
 
     Whoever queues frames without waiting for each calls `begin` before and launches `report` after
     the kernels that fetch and raise flags; then one frame may wait behind the one that runs.
@@ -36,6 +37,7 @@ class Frame:
     def __init__(self, device: torch.device) -> None:
         self.fields = torch.zeros(4, dtype=torch.int64, device=device)
         self.flags = self.fields[3:]
+        self.tallies = torch.zeros(0, dtype=torch.int32, device=device)
         # Pinned memory has an address that kernels can read. The last field is of the way back.
         self._here = torch.zeros(5, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._as_numbers = self._here.numpy()
@@ -54,12 +56,27 @@ class Frame:
         here[0], here[1], here[2] = features.data_ptr(), coords_bzyx.data_ptr(), len(features)
         self._held = features, coords_bzyx
 
+    def make_tallies(self, count: int) -> Tensor:
+        """Counters for kernels to add to; once, before anything is launched."""
+        assert len(self.tallies) == 0
+        self.tallies = torch.zeros(count, dtype=torch.int32, device=self.fields.device)
+        return self.tallies
+
     def fetch(self) -> None:
-        """Bring the fields to the device, before any kernel that reads them.
+        """Bring the fields to the device and empty the tallies, before any kernel that needs them.
 
         By one program, once: a thousand that read the host's memory get in each other's way.
         """
-        _fetch_fields[(1,)](self._here, self.fields, num_warps=1, **LAUNCH)
+        count = len(self.tallies)
+        _fetch_fields[(1,)](
+            self._here,
+            self.fields,
+            self.tallies,
+            TALLIES=count,
+            BLOCK=triton.next_power_of_2(max(count, 1)),
+            num_warps=1,
+            **LAUNCH,
+        )
 
     def begin(self) -> None:
         """Tell that launches follow, on the current stream, which end in a report."""
@@ -85,9 +102,11 @@ class Frame:
 
 
 @triton.jit
-def _fetch_fields(here_ptr, fields_ptr):
+def _fetch_fields(here_ptr, fields_ptr, tallies_ptr, TALLIES: tl.constexpr, BLOCK: tl.constexpr):
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
     at = tl.arange(0, 4)
     tl.store(fields_ptr + at, tl.load(here_ptr + at))
+    tally = tl.arange(0, BLOCK)
+    tl.store(tallies_ptr + tally, tally * 0, mask=tally < TALLIES)
