@@ -1,0 +1,220 @@
+"""Where a training step of the whole detector goes, on frames of the synthetic world.
+
+    python benchmarks/training_profile.py --config centerpoint_voxel0075 --out profile.json
+
+Parts of a step are timed one by one, in order, the device idle before and after each; then whole
+steps as `voxelquant train` makes them, which need not wait in between. `busy` is the share of a
+whole step during which the GPU computes (torch's profiler). Frames are generated apart from that,
+in launches of 16 as the training source makes them.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxelquant.data.frame import Frame
+from voxelquant.data.synthetic import generate_frames
+from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.detection.detector import CenterPoint
+from voxelquant.evaluation.gpu_timing import measure_busy
+from voxelquant.recipes.artifacts import provenance, write_json_atomic
+from voxelquant.recipes.distributed import World, join_world
+from voxelquant.recipes.pasted_objects import synthetic_object_sampler
+from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.train import DetectorTrainee, detection_loss
+from voxelquant.recipes.training_loop import make_step
+from voxelquant.recipes.training_source import SyntheticSource, training_transforms
+from voxelquant.sparse import SparseTensor
+
+SEED = 41  # of no training, calibration or validation scene
+GENERATED_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    config: DetectorConfig
+    batch_size: int
+    amp: bool
+    pool_size: int
+    turnover: int
+    warmup: int
+    repeats: int
+
+
+class StepParts:
+    """One training step, part by part; each part leaves what the next one needs."""
+
+    def __init__(self, setting: Setting, world: World) -> None:
+        config = setting.config
+        torch.manual_seed(SEED)
+        self.setting, self.world = setting, world
+        model = CenterPoint(config).to(world.device)
+        self.trainee = DetectorTrainee(model, config, amp=setting.amp)
+        pasting = synthetic_object_sampler(
+            config,
+            seed=SEED,
+            pool_size=setting.pool_size,
+            device=world.device,
+            reporter=StageReporter.silent(),
+        )
+        self.source = SyntheticSource(
+            seed=SEED,
+            pool_size=setting.pool_size,
+            turnover=setting.turnover,
+            device=world.device,
+            transforms=training_transforms(config, pasting),
+        )
+        self._batches = self.source.batches(0, setting.batch_size)
+        self.frames: list[Frame] = []
+        self.x: SparseTensor | None = None
+        self.maps: list[dict[str, Tensor]] = []
+        self.loss = torch.zeros(())
+        self.step = 0
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        """The parts by name, in order."""
+        return {
+            "frames": self.draw,
+            "voxels": self.read,
+            "forward": self.forward,
+            "loss": self.measure_loss,
+            "backward": self.backward,
+            "update": self.update,
+        }
+
+    def draw(self) -> None:
+        """Frames of a batch: generated, pasted into, augmented."""
+        self.frames = next(self._batches)
+
+    def read(self) -> None:
+        """Voxels of the batch."""
+        self.x = self.trainee.read(self.frames)
+
+    def forward(self) -> None:
+        """Raw maps."""
+        assert self.x is not None
+        self.trainee.set_mode()
+        self.trainee.optimizer.zero_grad(set_to_none=True)
+        self.maps = self.trainee.predict(self.trainee.model, self.x)
+
+    def measure_loss(self) -> None:
+        """Targets and losses."""
+        self.loss = detection_loss(self.maps, self.frames, self.trainee.spec).total
+
+    def backward(self) -> None:
+        """Gradients."""
+        self.loss.backward()
+
+    def update(self) -> None:
+        """Clipped gradients to the optimiser."""
+        limit = self.trainee.schedule.grad_clip_norm
+        torch.nn.utils.clip_grad_norm_(self.trainee.model.parameters(), limit, foreach=True)
+        self.trainee.optimizer.step()
+
+    def whole(self) -> None:
+        """A step as the training loop makes it."""
+        self.draw()
+        make_step(self.trainee, self.trainee.model, self.frames, self.step, self.world)
+        self.step += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="centerpoint_voxel0075")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--pool-size", type=int, default=256)
+    parser.add_argument("--turnover", type=int, default=2, help="frames generated for each step")
+    parser.add_argument("--no-amp", action="store_true", help="train in fp32")
+    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--commit", help="of this code, where it is no checkout")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    setting = Setting(
+        config=load_config(arguments.config),
+        batch_size=arguments.batch_size,
+        amp=not arguments.no_amp,
+        pool_size=arguments.pool_size,
+        turnover=arguments.turnover,
+        warmup=arguments.warmup,
+        repeats=arguments.repeats,
+    )
+    with join_world(arguments.device) as world:
+        result = profile_training(setting, world)
+    from_checkout = provenance(config=setting.config, seed=SEED)
+    result |= from_checkout | {"commit": arguments.commit or from_checkout["commit"]}
+    for name, value in result["measured"].items():
+        print(f"{name:24} {value}")
+    if arguments.out:
+        write_json_atomic(arguments.out, result)
+
+
+def profile_training(setting: Setting, world: World) -> dict[str, Any]:
+    """Times in ms: of generation, of the parts of a step, of whole steps."""
+    generated = time_each({"generate": generation(world)}, setting, world)["generate"]
+    parts = StepParts(setting, world)
+    by_part = time_each(parts.parts(), setting, world)
+    on_gpu = torch.device(world.device).type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    wall = time_each({"step": parts.whole}, setting, world)["step"]
+    measured: dict[str, Any] = {
+        "generate_ms_a_frame": generated / GENERATED_AT_ONCE,
+        "parts_ms": by_part,
+        "sum_of_parts_ms": sum(by_part.values()),
+        "step_ms": wall,
+        "frames_per_s": 1e3 * setting.batch_size / wall,
+    }
+    if on_gpu:
+        busy = measure_busy(parts.whole, repeats=min(20, setting.repeats))
+        measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if busy is not None:
+            measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
+    shown = ("batch_size", "amp", "pool_size", "turnover")
+    return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
+
+
+def generation(world: World) -> Callable[[], object]:
+    first = iter(range(0, 2**31, GENERATED_AT_ONCE))
+
+    def generate() -> object:
+        start = next(first)
+        scenes = range(start, start + GENERATED_AT_ONCE)
+        return generate_frames(SEED, scenes, key_frames=1, device=world.device)
+
+    return generate
+
+
+def time_each(
+    parts: dict[str, Callable[[], object]], setting: Setting, world: World
+) -> dict[str, float]:
+    """Median of each part in ms, all of them in turn."""
+
+    def wait() -> None:
+        if torch.device(world.device).type == "cuda":
+            torch.cuda.synchronize()
+
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(setting.warmup + setting.repeats):
+        for name, part in parts.items():
+            wait()
+            started = time.perf_counter()
+            part()
+            wait()
+            if number >= setting.warmup:
+                times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(of_part) for name, of_part in times.items()}
+
+
+if __name__ == "__main__":
+    main()
