@@ -179,7 +179,6 @@ class _Pooled:
 
     def metric_data(self, distance: int, *, with_errors: bool) -> Any:
         """The devkit's curves over recall at one matching distance."""
-        from nuscenes.eval.common.utils import cummean
         from nuscenes.eval.detection.data_classes import DetectionMetricData
 
         hit = self.matched[distance]
@@ -193,12 +192,26 @@ class _Pooled:
         curves = dict.fromkeys(TP_ERRORS, np.ones(DetectionMetricData.nelem))
         if with_errors:
             scores = self.scores[hit][::-1]
-            for name, values in zip(TP_ERRORS, self.errors[hit].T, strict=True):
-                mean = cummean(values)[::-1]
-                curves[name] = np.interp(confidence[::-1], scores, mean)[::-1]
+            for name, means in zip(TP_ERRORS, _running_means(self.errors[hit]).T, strict=True):
+                curves[name] = np.interp(confidence[::-1], scores, means[::-1])[::-1]
         return DetectionMetricData(
             recall=grid,
             precision=np.interp(grid, recall, precision, right=0),
             confidence=confidence,
             **curves,
         )
+
+
+def _running_means(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The devkit's `cummean` of every column, which counts NaNs in a Python loop.
+
+    NaNs are left out; before the first number a mean is 0, and 1 everywhere if there is none.
+    """
+    known = ~np.isnan(errors)
+    counts = known.cumsum(axis=0)
+    sums = np.where(known, errors, 0.0).cumsum(axis=0)
+    means: npt.NDArray[np.float64] = np.divide(
+        sums, counts, out=np.zeros_like(sums), where=counts > 0
+    )
+    means[:, ~known.any(axis=0)] = 1.0
+    return means
