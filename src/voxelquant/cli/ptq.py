@@ -7,7 +7,17 @@ import click
 
 @click.command()
 @click.argument("config")
-@click.option("--data", help="Root of a nuScenes-format dataset; default: the config's data root.")
+@click.option(
+    "--data",
+    help="Root of a nuScenes-format dataset, or `synthetic`; default: the config's data root.",
+)
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of the synthetic world; take another than training and validation have.",
+)
 @click.option("--weights", required=True, type=click.Path(path_type=Path), help="Float weights.")
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path))
 @click.option("--calibrate-batches", default=400, show_default=True, type=click.IntRange(min=1))

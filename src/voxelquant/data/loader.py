@@ -34,6 +34,18 @@ class Frames(Protocol):
     def __getitem__(self, index: int, /) -> Frame: ...
 
 
+class NamedFrames(Frames, Protocol):
+    """Frames that say where they are from, in words and to the letter."""
+
+    @property
+    def split(self) -> str:
+        """What they are called together."""
+
+    @property
+    def identity(self) -> str:
+        """Equal only for the same frames."""
+
+
 @dataclass(frozen=True)
 class LoaderOptions:
     """How frames are fetched; none of it changes what is fetched."""

@@ -102,6 +102,11 @@ class FrameDataset(ABC):
     def names(self, index: int) -> tuple[str, ...]:
         """Name of every annotated box of a key frame, empty if it has none; computes no boxes."""
 
+    @property
+    def identity(self) -> str:
+        """Which key frames these are; of two folders, never the same."""
+        return f"{self} in {self.root.resolve()}"
+
     def classes_in(self, index: int) -> frozenset[int]:
         """Labels that occur among the boxes of a key frame; reads no points."""
         present = set(self.names(index))

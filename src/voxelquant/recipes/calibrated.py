@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from voxelquant.data.loader import Frames, LoaderOptions
-from voxelquant.data.records import FrameDataset
+from voxelquant.data.loader import Frames, LoaderOptions, NamedFrames
 from voxelquant.digest import file_digest
 from voxelquant.quant import MagnitudeHistogram, TensorStatistics, observe, quantize, set_ranges
 from voxelquant.quant.recipe import Recipe, load_recipe
@@ -54,7 +53,7 @@ class CalibrationRequest:
     """
 
     weights: Path
-    dataset: FrameDataset
+    dataset: NamedFrames
     work_dir: Path
     recipe: Recipe
     method: Method | None = None

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from voxelquant import __version__
-from voxelquant.data.loader import Frames, LoaderOptions, frame_loader
-from voxelquant.data.records import FrameDataset
+from voxelquant.data.loader import Frames, LoaderOptions, NamedFrames, frame_loader
 from voxelquant.errors import CalibrationError, DatasetError
 from voxelquant.quant import (
     MagnitudeHistogram,
@@ -47,7 +46,7 @@ class CalibrationJob:
         num_workers: processes that read ahead, beside each process that calibrates.
     """
 
-    dataset: FrameDataset
+    dataset: NamedFrames
     batches: int
     batch_size: int = 1
     num_workers: int = 0
@@ -162,7 +161,7 @@ class Calibration:
             "weights": weights_digest,
             "recipe": to_jsonable(self.recipe),
             "config": to_jsonable(self.detector.config),
-            "data": [str(self.job.dataset.root.resolve()), str(self.job.dataset)],
+            "data": self.job.dataset.identity,
             "first batch": hashlib.sha256(frames).hexdigest(),
             "number of batches": self.job.batches,
             "batch size": self.job.batch_size,

@@ -13,6 +13,9 @@ from voxelquant.data.tables import custom_splits
 from voxelquant.detection.config import DetectorConfig, Reader
 from voxelquant.errors import DatasetError
 
+# `--data synthetic`: frames are generated as they are wanted, nothing is read from disk.
+SYNTHETIC = "synthetic"
+
 
 class Purpose(Enum):
     """What frames are wanted for; decides on the split where the user names none."""

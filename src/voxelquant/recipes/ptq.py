@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from voxelquant.detection.config import load_config
+from voxelquant.data.loader import NamedFrames
+from voxelquant.data.synthetic import GeneratedFrames
+from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.errors import BadInputError
 from voxelquant.quant.recipe import load_recipe
 from voxelquant.quant.spec import Method
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
@@ -17,7 +20,12 @@ from voxelquant.recipes.calibrated import (
     calibrate_together,
 )
 from voxelquant.recipes.calibration import CalibrationJob
-from voxelquant.recipes.datasets import Purpose, open_dataset
+from voxelquant.recipes.datasets import (
+    SYNTHETIC,
+    Purpose,
+    open_dataset,
+    require_lidar_reader,
+)
 from voxelquant.recipes.detect import Engine, open_detector
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.progress import StageReporter
@@ -26,7 +34,10 @@ from voxelquant.recipes.rank import process_count
 
 @dataclass(frozen=True)
 class PtqRequest:
-    """What the command line asks for; None is the config's data root or the recipe's method."""
+    """What the command line asks for; None is the config's data root or the recipe's method.
+
+    With `data` = `synthetic` frames are generated, those of world `seed`.
+    """
 
     config: str
     data: str | None
@@ -40,6 +51,7 @@ class PtqRequest:
     version: str | None = None
     device: str = "auto"
     num_workers: int = 0
+    seed: int = 0
 
 
 def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
@@ -60,14 +72,12 @@ def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
 def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Path:
     config = load_config(request.config)
     recipe = load_recipe(request.recipe)
-    dataset = open_dataset(
-        config, request.data, request.split, request.version, purpose=Purpose.TRAIN
-    )
+    frames = _open_frames(request, config, world.device)
     detector = open_detector(config, request.weights, Engine.FLOAT, world.device)
     make_work_dir(request.work_dir)
     calibration = CalibrationRequest(
         weights=request.weights,
-        dataset=dataset,
+        dataset=frames,
         work_dir=request.work_dir,
         recipe=recipe,
         method=request.method,
@@ -82,6 +92,21 @@ def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Pat
 
     calibrate_together(detector, calibration, finish, world=world, reporter=reporter)
     return request.work_dir / STATE_FILE
+
+
+def _open_frames(request: PtqRequest, config: DetectorConfig, device: str) -> NamedFrames:
+    if request.data != SYNTHETIC:
+        return open_dataset(
+            config, request.data, request.split, request.version, purpose=Purpose.TRAIN
+        )
+    require_lidar_reader(config)
+    if request.num_workers:
+        raise BadInputError(
+            f"got --num-workers {request.num_workers} with --data {SYNTHETIC}, which nothing is "
+            "read of; leave it out"
+        )
+    count = request.calibrate_batches * request.batch_size
+    return GeneratedFrames(request.seed, count, device=device)
 
 
 def _write_metrics(

@@ -23,7 +23,12 @@ from voxelquant.recipes.artifacts import (
     write_text_atomic,
 )
 from voxelquant.recipes.data_parallel import NO_SYNC_ON_CPU, synchronise_batchnorms
-from voxelquant.recipes.datasets import Purpose, open_dataset, require_lidar_reader
+from voxelquant.recipes.datasets import (
+    SYNTHETIC,
+    Purpose,
+    open_dataset,
+    require_lidar_reader,
+)
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.pasted_objects import (
     PastingOptions,
@@ -42,8 +47,6 @@ from voxelquant.recipes.training_source import (
 )
 from voxelquant.recipes.training_state import load_training_state, refuse_to_lose
 
-# `--data synthetic`: frames are generated as training goes, nothing is read from disk.
-SYNTHETIC = "synthetic"
 SHOWN_DIGITS = 12
 
 

@@ -2,6 +2,7 @@
 
 from voxelquant.data.synthetic.config import WORLD_VERSION, LidarConfig, SceneSpec, WorldConfig
 from voxelquant.data.synthetic.frames import generate_frames, stream_frames
+from voxelquant.data.synthetic.generated import GeneratedFrames
 from voxelquant.data.synthetic.statistics import count_visible_instances
 from voxelquant.data.synthetic.taxonomy import CLASS_NAMES
 from voxelquant.data.synthetic.writer import TABLE_VERSION, write_dataset
@@ -10,6 +11,7 @@ __all__ = [
     "CLASS_NAMES",
     "TABLE_VERSION",
     "WORLD_VERSION",
+    "GeneratedFrames",
     "LidarConfig",
     "SceneSpec",
     "WorldConfig",
