@@ -139,6 +139,12 @@ def score(matches: Matches, counts: Counts) -> tuple[float, float]:
         matches: of one model.
         counts: `[f]`; ones give the official values.
     """
+    metrics = pooled_metrics(matches, counts)
+    return metrics.mean_ap, metrics.nd_score
+
+
+def pooled_metrics(matches: Matches, counts: Counts) -> Any:
+    """The devkit's `DetectionMetrics` of such a sample."""
     from nuscenes.eval.detection.algo import calc_ap, calc_tp
     from nuscenes.eval.detection.data_classes import DetectionMetrics
 
@@ -156,7 +162,7 @@ def score(matches: Matches, counts: Counts) -> tuple[float, float]:
                 undefined = error in _UNDEFINED.get(name, ())
                 value = np.nan if undefined else calc_tp(data, config.min_recall, error)
                 metrics.add_label_tp(name, error, value)
-    return metrics.mean_ap, metrics.nd_score
+    return metrics
 
 
 # Errors that the protocol does not define: cones look alike from all sides, neither they nor

@@ -207,6 +207,15 @@ def _example(tokens: list[str]) -> str:
 def match_submission(nusc: Any, split: str, submission: Path) -> Matches:
     """What an earlier evaluation's submission file matched, frame by frame.
 
+    Takes and raises what `open_submission` does.
+    """
+    evaluation = open_submission(nusc, split, submission)
+    return match_boxes(evaluation.gt_boxes, evaluation.pred_boxes, evaluation.cfg)
+
+
+def open_submission(nusc: Any, split: str, submission: Path) -> Any:
+    """The devkit's `DetectionEval` of a submission file, its boxes filtered by range and points.
+
     Args:
         nusc: The dataset, open.
         split: The split that the submission is about.
@@ -221,8 +230,7 @@ def match_submission(nusc: Any, split: str, submission: Path) -> Matches:
     if not any(samples.values()):
         raise BadInputError(f"{submission}: got no box at all, need detections to compare")
     with tempfile.TemporaryDirectory(prefix="voxelquant-") as scratch:
-        evaluation = _open_evaluation(nusc, split, submission, Path(scratch))
-    return match_boxes(evaluation.gt_boxes, evaluation.pred_boxes, evaluation.cfg)
+        return _open_evaluation(nusc, split, submission, Path(scratch))
 
 
 def _score(nusc: Any, split: str, submission: Path, *, empty: bool) -> Any:
