@@ -9,13 +9,11 @@ run that was broken off continues. `score` writes FOLDER/qat_recovery.json from 
 
 import argparse
 import json
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from click.testing import CliRunner
+from verb_runs import VerbRuns
 
-from voxelquant.cli import main
 from voxelquant.detection.config import load_config
 from voxelquant.evaluation.bootstrap import paired_difference
 from voxelquant.evaluation.nuscenes import SUBMISSION_FILE, match_submission
@@ -27,7 +25,6 @@ CONFIG = "centerpoint_tiny"
 # Of the shipped weights' training: 1; calibration: 2; validation: 3; a frame to export on: 4.
 CALIBRATION_SEED, VALIDATION_SEED, TRAINING_SEED = 2, 3, 5
 RECIPES = Path(__file__).parent / "recipes"
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 # (name of the evaluation, engine, weights under FOLDER; None: the shipped ones)
 SCORES = (
@@ -74,24 +71,7 @@ class Experiment:
         self.folder = folder
         self.plan = plan
         self.models = models
-        self.commands_path = folder / "commands.json"
-
-    def verb(self, result: str, *arguments: object) -> None:
-        """Run a verb unless its result is there, and keep its command line and seconds."""
-        if (self.folder / result).exists():
-            return
-        words = [str(word) for word in arguments]
-        print("voxelquant", *words, flush=True)
-        started = time.perf_counter()
-        done = CliRunner().invoke(main, words, catch_exceptions=False)
-        if done.exit_code != 0:
-            raise SystemExit(done.output)
-        # The folder's own name says nothing, and may be nobody's business.
-        line = " ".join(["voxelquant", *words]).replace(str(self.folder), "FOLDER")
-        line = line.replace(f"{CHECKOUT}/", "")
-        kept = json.loads(self.commands_path.read_text()) if self.commands_path.exists() else []
-        kept.append({"command": line, "seconds": round(time.perf_counter() - started, 1)})
-        write_json_atomic(self.commands_path, kept)
+        self.runs = VerbRuns(folder)
 
     def world(self) -> None:
         """Calibration and validation frames."""
@@ -100,7 +80,7 @@ class Experiment:
             ("validation", VALIDATION_SEED, f"synthetic_val={self.plan.scenes}"),
         ):
             root = self.folder / name
-            self.verb(name, "synth", "--out", root, "--seed", seed, "--split", split)
+            self.runs.run(name, "synth", "--out", root, "--seed", seed, "--split", split)
 
     def ptq(self) -> None:
         """The reference's policy, 4 bits with maximum ranges, and the bad one."""
@@ -110,7 +90,7 @@ class Experiment:
         self._ptq("bad_ptq", RECIPES / "bad_ptq.yaml", 1)
 
     def _ptq(self, name: str, recipe: object, batches: int) -> None:
-        self.verb(
+        self.runs.run(
             f"{name}/ptq.safetensors",
             "ptq", CONFIG, "--data", self.folder / "calibration", "--weights", tiny_weights(),
             "--recipe", recipe, "--calibrate-batches", batches, "--work-dir", self.folder / name,
@@ -132,7 +112,7 @@ class Experiment:
         work_dir = self.folder / name
         resume = ("--resume",) if (work_dir / "checkpoint.safetensors").exists() else ()
         result = "qat.safetensors" if verb == "qat" else "weights.safetensors"
-        self.verb(
+        self.runs.run(
             f"{name}/{result}",
             verb, CONFIG, "--data", "synthetic", "--weights", weights, "--lr-max", "1e-4",
             "--steps", self.plan.steps, "--seed", TRAINING_SEED, "--amp",
@@ -145,7 +125,7 @@ class Experiment:
             if name not in self.models:
                 continue
             path = tiny_weights() if weights is None else self.folder / weights
-            self.verb(
+            self.runs.run(
                 f"eval/{name}/metrics.json",
                 "eval", CONFIG, "--data", self.folder / "validation", "--weights", path,
                 "--engine", engine, "--work-dir", self.folder / "eval" / name,
@@ -181,7 +161,7 @@ class Experiment:
                 "training": TRAINING_SEED,
             },
             "plan": asdict(self.plan),
-            "commands": json.loads(self.commands_path.read_text()),
+            "commands": self.runs.commands,
             **provenance(config=CONFIG),
         }
         write_json_atomic(self.folder / "qat_recovery.json", result)
