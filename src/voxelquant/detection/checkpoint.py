@@ -16,6 +16,7 @@ from voxelquant.detection.checkpoint_files import (
 )
 from voxelquant.detection.checkpoint_layout import choose_layout, describe_foreign, det3d_names
 from voxelquant.detection.nvidia_layout import is_nvidia_checkpoint
+from voxelquant.detection.sharded_weights import is_index, read_shards, save_shards
 from voxelquant.errors import CheckpointError
 from voxelquant.sparse import SparseConvBase
 
@@ -47,8 +48,9 @@ def load_weights(
 ) -> LoadReport:
     """Load weights strictly; the model is changed only if everything fits.
 
-    Reads our safetensors and det3d's `.pth` (`{meta, state_dict, optimizer}` or a bare state
-    dict), of spconv 1.x or 2.x. Nothing that a file holds is executed.
+    Reads our safetensors, the index of several (`*.safetensors.index.json`), and det3d's `.pth`
+    (`{meta, state_dict, optimizer}` or a bare state dict), of spconv 1.x or 2.x. Nothing that a
+    file holds is executed.
 
     Args:
         model: a `CenterPoint`, or any model built of the sparse modules.
@@ -61,7 +63,9 @@ def load_weights(
     """
     path = Path(path)
     metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
+    if is_index(path):
+        stored, metadata = read_shards(path)
+    elif path.suffix == ".safetensors":
         stored, metadata = read_safetensors(path)
     else:
         stored = find_state_dict(read_torch_file(path), path)
@@ -156,20 +160,22 @@ def save_weights(
     *,
     half: bool = False,
     metadata: Mapping[str, str] | None = None,
+    shard_bytes: int | None = None,
 ) -> None:
     """Write the weights as safetensors; the file appears whole or not at all.
 
     Args:
         model: any model of ours.
-        path: target, ending in `.safetensors`.
+        path: target, ending in `.safetensors`; with shards, in `.safetensors.index.json`.
         half: store fp16; BatchNorm parameters and statistics stay fp32.
         metadata: text by name for the file's header (config name, commit, seed).
+        shard_bytes: write several files, each with tensors of at most so many bytes.
 
     Raises:
         CheckpointError: a value is not finite (in fp16, if `half`), or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if shard_bytes is None and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: need a name that ends in .safetensors")
     exact = {
         f"{name}.{key}"
@@ -182,5 +188,8 @@ def save_weights(
         narrow = half and name not in exact and value.dtype.is_floating_point
         stored = value.detach().to("cpu", torch.float16 if narrow else value.dtype)
         tensors[name] = checked_tensor(name, stored, stored).contiguous()
+    if shard_bytes is not None:
+        save_shards(tensors, path, shard_bytes, metadata or {})
+        return
     with atomic_path(path, CheckpointError) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))
