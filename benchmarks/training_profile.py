@@ -3,15 +3,15 @@
     python benchmarks/training_profile.py --config centerpoint_voxel0075 --out profile.json
 
 Parts of a step are timed one by one, in order, the device idle before and after each; then whole
-steps as `voxelquant train` makes them, which need not wait in between. `busy` is the share of a
-whole step during which the GPU computes (torch's profiler). Frames are generated apart from that,
-in launches of 16 as the training source makes them.
+steps as `voxelquant train` makes them: on a GPU with the next frames made ahead, in a thread of
+their own. `busy` is the time of such a step during which the GPU computes (torch's profiler).
+Frames are generated apart from that, in launches of 16 as the training source makes them.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.pasted_objects import synthetic_object_sampler
 from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.read_ahead import read_ahead
 from voxelquant.recipes.train import DetectorTrainee, detection_loss
 from voxelquant.recipes.training_loop import make_step
 from voxelquant.recipes.training_source import SyntheticSource, training_transforms
@@ -74,6 +75,7 @@ class StepParts:
             transforms=training_transforms(config, pasting),
         )
         self._batches = self.source.batches(0, setting.batch_size)
+        self._ahead: Iterator[list[Frame]] | None = None
         self.frames: list[Frame] = []
         self.x: SparseTensor | None = None
         self.maps: list[dict[str, Tensor]] = []
@@ -122,8 +124,10 @@ class StepParts:
 
     def whole(self) -> None:
         """A step as the training loop makes it."""
-        self.draw()
-        make_step(self.trainee, self.trainee.model, self.frames, self.step, self.world)
+        if self._ahead is None:
+            self._ahead = read_ahead(self._batches, self.world.device)
+        frames = next(self._ahead)
+        make_step(self.trainee, self.trainee.model, frames, self.step, self.world)
         self.step += 1
 
 

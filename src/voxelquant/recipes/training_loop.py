@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from voxelquant.errors import BadInputError
 from voxelquant.recipes.data_parallel import average_batchnorm_statistics, replicate
 from voxelquant.recipes.distributed import World
 from voxelquant.recipes.progress import Advance
+from voxelquant.recipes.read_ahead import read_ahead
 from voxelquant.recipes.schedule import OneCycle
 from voxelquant.recipes.training_source import TrainingSource
 from voxelquant.recipes.training_state import save_training_state
@@ -143,26 +145,27 @@ def run_steps(
     step = logged = first_step
     if step >= run.total_steps:
         return step
-    for frames in source.batches(step, run.batch_size):
-        lr = set_cycle(trainee.optimizer, cycle, step)
-        loss = make_step(trainee, predict, frames, step, world)
-        step += 1
-        if progress is not None:
-            progress(step, run.total_steps)
-        last = step == run.total_steps or _time_is_up(run, started, world)
-        if step % run.log_every == 0 or last:
-            mean_loss = float(world.mean(loss))
-            seconds = time.perf_counter() - window_start
-            frames_seen = (step - logged) * run.batch_size * world.shard.world_size
-            if log is not None:
-                log(_record(step, lr, mean_loss, frames_seen / seconds))
-            logged, window_start = step, time.perf_counter()
-        if world.is_main and (step % run.checkpoint_every == 0 or last):
-            save_training_state(
-                run.checkpoint, trainee.model, trainee.optimizer, step, run.settings
-            )
-        if last:
-            break
+    with closing(read_ahead(source.batches(step, run.batch_size), world.device)) as batches:
+        for frames in batches:
+            lr = set_cycle(trainee.optimizer, cycle, step)
+            loss = make_step(trainee, predict, frames, step, world)
+            step += 1
+            if progress is not None:
+                progress(step, run.total_steps)
+            last = step == run.total_steps or _time_is_up(run, started, world)
+            if step % run.log_every == 0 or last:
+                mean_loss = float(world.mean(loss))
+                seconds = time.perf_counter() - window_start
+                frames_seen = (step - logged) * run.batch_size * world.shard.world_size
+                if log is not None:
+                    log(_record(step, lr, mean_loss, frames_seen / seconds))
+                logged, window_start = step, time.perf_counter()
+            if world.is_main and (step % run.checkpoint_every == 0 or last):
+                save_training_state(
+                    run.checkpoint, trainee.model, trainee.optimizer, step, run.settings
+                )
+            if last:
+                break
     return step
 
 
