@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="float weights")
     parser.add_argument("--at-once", type=int, default=1, help="verbs side by side")
     parser.add_argument("--small", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     experiment = Accuracy(

@@ -178,7 +178,7 @@ if __name__ == "__main__":
     parser.add_argument("--scenes", type=int, help="of validation, two frames each")
     names = [name for name, _, _ in SCORES]
     parser.add_argument("--models", nargs="+", choices=names, default=names, help="to evaluate")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     plan = SMALL if arguments.small else Plan()
     plan = replace(plan, scenes=arguments.scenes or plan.scenes)
     experiment = Experiment(arguments.folder.resolve(), plan, arguments.models)
