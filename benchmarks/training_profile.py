@@ -45,6 +45,7 @@ class Setting:
     config: DetectorConfig
     batch_size: int
     amp: bool
+    channels_last: bool
     pool_size: int
     turnover: int
     warmup: int
@@ -59,6 +60,9 @@ class StepParts:
         torch.manual_seed(SEED)
         self.setting, self.world = setting, world
         model = CenterPoint(config).to(world.device)
+        if setting.channels_last:
+            for dense in (model.neck, model.bbox_head):
+                dense.to(memory_format=torch.channels_last)
         self.trainee = DetectorTrainee(model, config, amp=setting.amp)
         pasting = synthetic_object_sampler(
             config,
@@ -138,6 +142,7 @@ def main() -> None:
     parser.add_argument("--pool-size", type=int, default=256)
     parser.add_argument("--turnover", type=int, default=2, help="frames generated for each step")
     parser.add_argument("--no-amp", action="store_true", help="train in fp32")
+    parser.add_argument("--channels-last", action="store_true", help="neck and head in NHWC")
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--device", default="auto")
@@ -148,6 +153,7 @@ def main() -> None:
         config=load_config(arguments.config),
         batch_size=arguments.batch_size,
         amp=not arguments.no_amp,
+        channels_last=arguments.channels_last,
         pool_size=arguments.pool_size,
         turnover=arguments.turnover,
         warmup=arguments.warmup,
@@ -184,7 +190,7 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    shown = ("batch_size", "amp", "pool_size", "turnover")
+    shown = ("batch_size", "amp", "channels_last", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
 
