@@ -1,0 +1,197 @@
+"""The tables of docs/world.md, from a result of world.py alone."""
+
+import itertools
+from typing import Any
+
+from world_box_pictures import attribute_share
+from world_gaps import Gap, Result, histogram_gaps, mean_rank, single_figures
+
+PERCENTILES = (5, 25, 50, 75, 95)
+NAMES = {
+    "points": "points, ten sweeps",
+    "voxels": "voxels",
+    "returns": "returns of the key frame",
+    "intensity_from_100": "of them with intensity ≥ 100, %",
+    "intensity_from_200": "of them with intensity ≥ 200, %",
+    "intensity_from_255": "of them with intensity 255, %",
+    **{f"sites_level_{level}": f"sites of level {level}" for level in range(4)},
+    **{f"neighbours_level_{level}": f"neighbours of a site, level {level}" for level in range(4)},
+}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def gap_table(result: Result) -> str:
+    """Histograms of real frames that would be rare in the synthetic world, the worst first."""
+    head = ["histogram", "real frame", "in other bins", "one synthetic frame", "too few at",
+            "too many at"]  # fmt: skip
+    gaps = histogram_gaps(result)
+    rows = [gap_row(gap) for gap in gaps if gap.differs]
+    alike = "; ".join(f"{gap.title} ({gap.frame})" for gap in gaps if not gap.differs)
+    text = table(head, rows) if rows else "None differs.\n"
+    return text + (
+        f"\nNot farther than synthetic frames are from each other: {alike}.\n" if alike else ""
+    )
+
+
+def gap_row(gap: Gap) -> list[str]:
+    return [
+        gap.title,
+        gap.frame,
+        f"**{100 * gap.distance:.1f} %**",
+        f"{100 * gap.usual:.1f} (at most {100 * gap.rare:.1f}) %",
+        gap.too_few,
+        gap.too_many,
+    ]
+
+
+def scalar_table(result: Result) -> str:
+    """Single figures of real frames beside their spread over synthetic ones."""
+    frames = list(result["nuscenes"]["frames"])
+    outside = {(figure.name, figure.frame) for figure in single_figures(result) if figure.outside}
+    rows = []
+    for name, title in NAMES.items():
+        spread = result["synthetic"]["scalars"][name]
+        ours = [number(name, spread[key]) for key in ("p5", "p50", "p95")]
+        cells = []
+        for frame in frames:
+            scalars = result["nuscenes"]["frames"][frame]["scalars"]
+            cell = number(name, scalars[name]) if name in scalars else ""
+            cells.append(f"**{cell}**" if (name, frame) in outside else cell)
+        rows.append([title, *ours, *cells])
+    return table(["", "p5", "median", "p95", *frames], rows)
+
+
+def number(name: str, value: float) -> str:
+    if name.startswith("intensity"):
+        return f"{100 * value:.2f}"
+    return f"{value:.2f}" if name.startswith("neighbours") else f"{value:,.0f}"
+
+
+def count_table(result: Result) -> str:
+    """Quantiles of the number of voxels."""
+    ours, real = result["voxel_counts"]["synthetic"], result["voxel_counts"]["nuscenes"]
+    rows = [["mean", f"{ours['mean']:,.0f}", f"{real['mean']:,.0f}"]]
+    for level in PERCENTILES:
+        one, other = ours["percentiles"][level], real["percentiles"][level]
+        rows.append([f"p{level}", f"{one:,.0f}", f"{other:,.0f}"])
+    names = [f"synthetic, {result['frames']} frames", f"nuScenes, {real['frames']:,} frames"]
+    return table(["voxels", *names], rows)
+
+
+def share_table(result: Result, names: list[str], edges: tuple[float, ...]) -> str:
+    """Shares in coarse bins: synthetic, then every real frame that has the measure."""
+    measures = [result["measures"]["histograms"][name] for name in names]
+    head, columns = [measures[0]["axis"]], []  # columns: fine edges and shares
+    for name, measure in zip(names, measures, strict=True):
+        head.append(f"{measure['counted']}: synthetic")
+        columns.append((measure["edges"], result["synthetic"]["histograms"][name]["share"]))
+        for frame, real in result["nuscenes"]["frames"].items():
+            if name in real["histograms"]:
+                head.append(frame)
+                columns.append((measure["edges"], real["histograms"][name]))
+    rows = [
+        [
+            f"{low:g} to {high:g}",
+            *(f"{100 * share_between(share, fine, low, high):.1f} %" for fine, share in columns),
+        ]
+        for low, high in itertools.pairwise(edges)
+    ]
+    return table(head, rows)
+
+
+def share_between(share: list[float], edges: list[float], low: float, high: float) -> float:
+    """Sum of the shares of the bins within [low, high)."""
+    bins = zip(share, edges[:-1], edges[1:], strict=True)
+    return sum(part for part, first, last in bins if first >= low - 1e-9 and last <= high + 1e-9)
+
+
+def intensity_table(result: Result) -> str:
+    """Quantiles of the intensity over range."""
+    ours, real = (result[side]["intensity_over_range"] for side in ("synthetic", "nuscenes"))
+    levels = (0.05, 0.5, 0.95, 0.99)
+    rows = []
+    for place, (low, high) in enumerate(itertools.pairwise(ours["edges_m"])):
+        cells = [f"{low:g} to {high:g} m"]
+        for side in (ours, real):
+            picks = side["ranges"][place]["quantiles"]
+            cells += [f"{picks[side['levels'].index(level)]:.0f}" for level in levels]
+        rows.append(cells)
+    names = [
+        f"{side} {100 * level:.0f} %" for side in ("synthetic", "nuScenes") for level in levels
+    ]
+    return table(["range", *names], rows)
+
+
+def class_table(result: Result) -> str:
+    """Boxes a frame, what moves, and how real boxes rank among synthetic ones by points."""
+    published = result["nuscenes"]["published"]["boxes_per_frame"]
+    rows = []
+    for name, real in published.items():
+        ours: dict[str, Any] = result["synthetic"]["boxes"][name]
+        rank = mean_rank(result, name)
+        rows.append(
+            [
+                name,
+                f"{ours['per_frame']:.2f}",
+                f"{ours['visible_per_frame']:.2f}",
+                f"{real:g}",
+                f"{ours['per_frame'] / real:.2f}",
+                f"{100 * ours['moving']:.0f} %",
+                f"{ours['speed_quantiles'][2]:.1f}" if ours["speed_quantiles"] else "",
+                f"{rank[1]:.2f} ({rank[0]})" if rank else "",
+            ]
+        )
+    return table(
+        ["class", "boxes a frame", "with a point", "nuScenes", "ratio", "moving",
+         "median speed, m/s", "rank of real boxes"],
+        rows,
+    )  # fmt: skip
+
+
+def attribute_table(result: Result) -> str:
+    """Attributes within their kind."""
+    ours, real = result["synthetic"]["attributes"], result["nuscenes"]["published"]["attributes"]
+    rows = [
+        [n, *(f"{100 * attribute_share(counts, n):.0f} %" for counts in (ours, real))] for n in real
+    ]
+    return table(["attribute", "synthetic", "nuScenes mini"], rows)
+
+
+def point_table(result: Result) -> str:
+    """Median points in a box over distance, real ones after the slash."""
+    bins = result["measures"]["boxes"]
+    step, middle = bins["distance_step_m"], bins["quantiles"].index(0.5)
+    rings = range(10)
+    rows = []
+    for name, ours in result["synthetic"]["boxes"].items():
+        real = result["nuscenes"]["boxes"].get(name)
+        row = [name]
+        for ring in rings:
+            sides = [side["point_quantiles"][ring] for side in (ours, real) if side]
+            row.append(" / ".join(f"{side[middle]:.0f}" for side in sides if side))
+        rows.append(row)
+    return table(["class", *(f"{step * r}-{step * (r + 1)} m" for r in rings)], rows)
+
+
+def speed_table(results: list[Result]) -> str:
+    """Time of one frame on every machine that was measured."""
+    rows = []
+    for result in results:
+        machine, seconds = result["machine"], result["seconds_per_frame"]
+        if "gpu" in machine:
+            name = machine["gpu"]
+        else:
+            load = machine["load_average"]
+            name = f"CPU, {machine['threads']} threads of {machine['cores']} cores"
+            name += f" (load average {load:.1f} while measured)"
+        times = [f"{1000 * seconds[key]:.1f}" for key in ("median", "p20", "p80")]
+        rows.append(
+            [name, str(result["batch"]), *times, str(result["world_version"]), result["commit"]]
+        )
+    head = ["machine", "frames a call", "median, ms a frame", "p20", "p80", "world", "commit"]
+    return table(head, rows)
