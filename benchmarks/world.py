@@ -78,7 +78,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu", help="where frames are made (default: cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch on the CPU (default: 2)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of torch while a frame is made (default: 2)"
+    )
     parser.add_argument("--frames", type=int, default=200, help="one a scene (default: 200)")
     parser.add_argument(
         "--batch", type=int, default=0, help="scenes a call; 0: 1 on CPU, 64 on GPU"
@@ -93,7 +95,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
     batch = arguments.batch or (1 if arguments.device == "cpu" else 64)
     seconds: list[float] = []
     frames = make_frames(arguments, batch, seconds)
@@ -130,13 +131,16 @@ def make_frames(arguments: argparse.Namespace, batch: int, seconds: list[float])
         if device.type == "cuda":
             torch.cuda.synchronize()
 
+    torch.set_num_threads(arguments.threads)
     make(0)  # warm-up
     for start in range(0, arguments.frames, batch):
+        torch.set_num_threads(arguments.threads)
         synchronize()
         begin = time.perf_counter()
         made = make(start)
         synchronize()
         seconds.append((time.perf_counter() - begin) / batch)
+        torch.set_num_threads(1)  # to measure: two threads wait for each other on a busy machine
         yield from (frame.to("cpu") for frame in made)
 
 
@@ -158,8 +162,9 @@ def measure_world(frames: Iterator[Frame], arguments: argparse.Namespace) -> dic
     measured: dict[str, Any] = {
         "frames": len(figures),
         "measures": describe_measures(),
+        "firings": WORLD.lidar.columns,
         "synthetic": {
-            **summarize_world(figures),
+            **summarize_world(figures, WORLD.lidar.columns),
             "intensity_over_range": summarize_intensity(intensity),
             "boxes": describe_boxes(Boxes.join(boxes), len(figures)),
             "attributes": attributes_of(arguments.seed, len(figures)),

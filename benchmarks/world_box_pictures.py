@@ -3,9 +3,9 @@
 from typing import Any
 
 from matplotlib.figure import Figure
-from world_pictures import BAND, DPI, GROUND, INK, OURS, REAL, Result, finish
+from world_gaps import FEWEST_BOXES
+from world_pictures import BAND, DPI, GROUND, HALF, INK, OURS, REAL, Result, finish
 
-ZERO = 0.5  # where no point is drawn on a logarithmic axis
 KEY_FRAME = REAL[1]
 
 
@@ -21,14 +21,15 @@ def draw_points(result: Result) -> Figure:
 
 
 def draw_class(axes: Any, result: Result, name: str) -> None:
-    """Quantiles of the synthetic boxes of a class, and every real box at its bin."""
+    """Quantiles of the synthetic boxes of a class with a point, and every real one at its bin."""
     bins, step = result["measures"]["boxes"], result["measures"]["boxes"]["distance_step_m"]
-    ours = result["synthetic"]["boxes"][name]["point_quantiles"]
-    rings = [(ring, values) for ring, values in enumerate(ours) if values is not None]
+    ours = result["synthetic"]["boxes"][name]
+    enough = [sum(counts[1:]) >= FEWEST_BOXES for counts in ours["points_by_distance"]]
+    rings = [(ring, ours["point_quantiles"][ring]) for ring, drawn in enumerate(enough) if drawn]
     distance = [step * (ring + 0.5) for ring, _ in rings]
-    bands = [[max(ZERO, values[place]) for _, values in rings] for place in range(5)]
+    bands = [[values[place] for _, values in rings] for place in range(5)]
     axes.fill_between(distance, bands[0], bands[4], color=BAND, lw=0)
-    axes.fill_between(distance, bands[1], bands[3], color="#7fadea", lw=0)
+    axes.fill_between(distance, bands[1], bands[3], color=HALF, lw=0)
     axes.plot(distance, bands[2], color=OURS, lw=1.6)
     real = result["nuscenes"]["boxes"].get(name)
     if real is not None:
@@ -36,9 +37,9 @@ def draw_class(axes: Any, result: Result, name: str) -> None:
         axes.scatter(*zip(*spots, strict=True), color=KEY_FRAME, s=14, alpha=0.75, lw=0, zorder=3)
     axes.axvline(bins["ranges_m"][name], color="#8a97b3", lw=0.9, ls=":")
     axes.set_yscale("log")
-    axes.set_ylim(0.4, 2e4)
+    axes.set_ylim(0.7, 2e4)
     axes.set_xlim(0, 75)
-    axes.set_yticks([ZERO, 1, 10, 100, 1000, 10000], labels=["0", "1", "10", "100", "1k", "10k"])
+    axes.set_yticks([1, 10, 100, 1000, 10000], labels=["1", "10", "100", "1,000", "10,000"])
     axes.minorticks_off()
     axes.set_title(name.replace("_", " "), color=INK, fontsize=10)
     finish(axes)
@@ -47,12 +48,11 @@ def draw_class(axes: Any, result: Result, name: str) -> None:
 def real_spots(
     counts: list[list[int]], step_m: float, point_edges: list[int]
 ) -> list[tuple[float, float]]:
-    """A spot for each real box: side by side in its ring, in the middle of its bin of points."""
+    """A spot for each real box with a point: side by side in its ring, amid its bin of points."""
     spots = []
     for ring, row in enumerate(counts):
-        for place, count in enumerate(row):
-            last = point_edges[place + 1] - 1 if place + 1 < len(point_edges) else 2e4
-            middle = max(ZERO, (max(1, point_edges[place]) * last) ** 0.5 if place else ZERO)
+        for place, count in enumerate(row[1:-1], start=1):
+            middle = (point_edges[place] * (point_edges[place + 1] - 1)) ** 0.5
             spots += [
                 (step_m * (ring + (index + 1) / (count + 1)), middle) for index in range(count)
             ]
@@ -61,7 +61,7 @@ def real_spots(
 
 def draw_classes(result: Result) -> Figure:
     """Boxes a frame by class, attributes, and speeds of what moves."""
-    figure = Figure(figsize=(11, 3.8), dpi=DPI, facecolor=GROUND, layout="constrained")
+    figure = Figure(figsize=(11, 4.3), dpi=DPI, facecolor=GROUND, layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.35, 1.1, 1))
     draw_boxes_per_frame(left, result)
     draw_attributes(middle, result)
@@ -88,7 +88,8 @@ def draw_boxes_per_frame(axes: Any, result: Result) -> None:
     axes.set_xscale("log")
     axes.set_xticks([0.1, 1, 10], labels=["0.1", "1", "10"])
     axes.set_title("boxes a key frame", color=INK, fontsize=10)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    axes.minorticks_off()
+    below(axes, columns=2)
     finish(axes)
 
 
@@ -103,13 +104,21 @@ def draw_attributes(axes: Any, result: Result) -> None:
         shares = [attribute_share(counts, name) for name in names]
         places = [place + shift for place in range(len(names))]
         axes.barh(places, shares, height=0.36, color=color, label=label)
-    axes.set_yticks(range(len(names)), labels=[n.replace("_", " ") for n in names])
+    axes.set_yticks(
+        range(len(names)), labels=[name.replace("_", " ").replace(".", ", ") for name in names]
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], labels=["0", "50 %", "100 %"])
     axes.set_title("attributes, within their kind", color=INK, fontsize=10)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    below(axes, columns=2)
     finish(axes)
+
+
+def below(axes: Any, *, columns: int) -> None:
+    """A legend below the axes."""
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper center", ncols=columns,
+                bbox_to_anchor=(0.4, -0.07))  # fmt: skip
 
 
 def attribute_share(counts: dict[str, int], name: str) -> float:
@@ -124,7 +133,7 @@ def draw_speeds(axes: Any, result: Result) -> None:
     for place, figures in enumerate(boxes.values()):
         low, lower, middle, upper, high = figures["speed_quantiles"]
         axes.barh(place, high - low, left=low, height=0.5, color=BAND)
-        axes.barh(place, upper - lower, left=lower, height=0.5, color="#7fadea")
+        axes.barh(place, upper - lower, left=lower, height=0.5, color=HALF)
         axes.plot([middle] * 2, [place - 0.25, place + 0.25], color=OURS, lw=2)
     for place, name in enumerate(boxes):
         real = result["nuscenes"]["boxes"].get(name, {"speed_quantiles": None})

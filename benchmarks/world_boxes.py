@@ -70,7 +70,7 @@ def describe_class(boxes: Boxes, label: int, frames: int) -> dict[str, Any]:
         "visible_per_frame": int((points > 0).sum()) / frames,
         "scored_per_frame": int((within & (points > 0)).sum()) / frames,
         "points_by_distance": count_points(distance, points).long().tolist(),
-        "point_quantiles": point_quantiles(distance, points),
+        "point_quantiles": point_quantiles(distance[points > 0], points[points > 0]),
         "moving": len(moving) / max(1, len(known)),
         "speed_counts": count_speeds(moving).long().tolist(),
         "speed_quantiles": quantiles_of(moving),
@@ -89,7 +89,7 @@ def count_points(distance_m: Tensor, points: Tensor) -> Tensor:
 
 
 def point_quantiles(distance_m: Tensor, points: Tensor) -> list[list[float] | None]:
-    """Quantiles of the points in a box for each ring of distance; None for fewer than 3 boxes."""
+    """Quantiles of the points in a box for each ring of distance; None for too few boxes."""
     ring = torch.div(distance_m, DISTANCE_STEP_M, rounding_mode="floor").long()
     found = [points[ring == number] for number in range(DISTANCE_RINGS)]
     return [quantiles_of(values) if len(values) >= FEW_BOXES else None for values in found]

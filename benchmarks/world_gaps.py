@@ -63,7 +63,7 @@ def _gap(result: Result, measure: str, frame: str) -> Gap:
     lack = [r - s for r, s in zip(real, ours["share"], strict=True)]
     return Gap(
         measure=measure,
-        title=f"{what['counted']} over {what['axis'].split(',')[0]}",
+        title=measure.replace("_", " "),
         frame=frame,
         distance=sum(map(abs, lack)) / 2,
         usual=ours["distance"]["p50"],
@@ -90,8 +90,6 @@ def _where(run: tuple[int, int, float], edges: list[float]) -> str:
     low, high = edges[first], edges[last + 1]
     if all(edge % 1 == 0.5 for edge in edges):  # bins of whole numbers
         low, high = low + 0.5, high - 0.5
-    if high > 1e6:
-        return f"{low:g} and more: {100 * weight:.1f} %"
     place = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     return f"{place}: {100 * weight:.1f} %"
 
@@ -109,6 +107,8 @@ def single_figures(result: Result) -> list[Outlier]:
 def mean_rank(result: Result, name: str) -> tuple[int, float] | None:
     """Real boxes of a class among synthetic ones at their distance, by points in the box.
 
+    Boxes without a point are left out on both sides: nuScenes' annotators label few of them.
+
     Returns:
         How many real boxes could be ranked, and their mean rank: 0 where all synthetic boxes of
         the class at that distance hold more points, 0.5 where worlds are alike. None: no box.
@@ -117,9 +117,10 @@ def mean_rank(result: Result, name: str) -> tuple[int, float] | None:
     real = result["nuscenes"]["boxes"].get(name, {"points_by_distance": []})
     ranked, total = 0, 0.0
     for here, there in zip(ours, real["points_by_distance"], strict=False):
-        if sum(here) < FEWEST_BOXES:
+        seen = sum(here[1:])
+        if seen < FEWEST_BOXES:
             continue
-        for points, count in enumerate(there):
-            below = sum(here[:points]) + here[points] / 2
-            ranked, total = ranked + count, total + count * below / sum(here)
+        for points, count in enumerate(there[1:], start=1):
+            below = sum(here[1:points]) + here[points] / 2
+            ranked, total = ranked + count, total + count * below / seen
     return (ranked, total / ranked) if ranked else None

@@ -32,8 +32,8 @@ class Measure:
     """One histogram: what is counted, over what, and where its bins begin and end."""
 
     name: str
-    counted: str  # "points", "voxels", "returns of the key frame"
-    axis: str
+    counted: str
+    axis: str  # with its unit
     edges: tuple[float, ...]  # bins + 1; what lies outside counts in the first or last bin
 
     def count(self, values: Tensor) -> Tensor:
@@ -48,31 +48,30 @@ def _steps(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(low + (high - low) * step / count for step in range(count + 1))
 
 
+# Up to 100 a Velodyne answers for diffuse surfaces, above for retro-reflectors (its manuals say).
+_TAIL = (79.5, 89.5, 99.5, 100.5, 110.5, 130.5, 160.5, 200.5, 230.5, 254.5, 255.5)
 _RANGE, _HEIGHT = "distance from the sensor, m", "height above the sensor, m"
 _KEY = "returns of the key frame"
-MEASURES = {
-    measure.name: measure
-    for measure in (
-        Measure("points_over_range", "points", _RANGE, _steps(0, 104, 52)),
-        Measure("points_over_height", "points", _HEIGHT, _steps(-4, 8, 48)),
-        Measure("points_per_voxel", "voxels", "points in the voxel", (*range(1, 21), 1e9)),
-        Measure("voxels_over_range", "voxels", _RANGE, _steps(0, 76, 38)),
-        Measure("voxels_over_height", "voxels", _HEIGHT, _steps(-5, 3, 40)),
-        Measure("returns_over_range", _KEY, _RANGE, _steps(0, 104, 52)),
-        Measure("returns_over_height", _KEY, _HEIGHT, _steps(-4, 8, 48)),
-        Measure("returns_over_beam", _KEY, "beam, 0 looks lowest", _steps(-0.5, 31.5, 32)),
-        Measure("intensity", _KEY, "intensity", _steps(-0.5, 255.5, 256)),
-        *(
-            Measure(
-                f"neighbours_level_{level}",
-                f"sites of level {level}",
-                "active cells of the 27 around a site, itself included",
-                _steps(0.5, 27.5, 27),
-            )
-            for level in range(LEVELS)
-        ),
-    )
-}
+_CELLS = "active cells of the 27 around a site, itself included"
+_ALL = (
+    Measure("points_over_range", "points", _RANGE, _steps(0, 104, 52)),
+    Measure("points_over_height", "points", _HEIGHT, _steps(-5, 8, 52)),
+    Measure("points_per_voxel", "voxels", "points in the voxel, up to 20", _steps(0.5, 20.5, 20)),
+    Measure("voxels_over_range", "voxels", _RANGE, _steps(0, 76, 38)),
+    Measure("voxels_over_height", "voxels", _HEIGHT, _steps(-5, 3, 40)),
+    Measure("returns_over_range", _KEY, _RANGE, _steps(0, 104, 52)),
+    Measure("returns_over_height", _KEY, _HEIGHT, _steps(-5, 8, 52)),
+    Measure("returns_over_beam", _KEY, "beam, 0 looks lowest", _steps(-0.5, 31.5, 32)),
+    Measure("intensity", _KEY, "intensity", _steps(-0.5, 255.5, 256)),
+    Measure("intensity_tail", "bright returns of the key frame", "intensity", _TAIL),
+    *(
+        Measure(
+            f"neighbours_level_{level}", f"sites of level {level}", _CELLS, _steps(0.5, 27.5, 27)
+        )
+        for level in range(LEVELS)
+    ),
+)
+MEASURES = {measure.name: measure for measure in _ALL}
 INTENSITY_RANGES_M = (0, 5, 10, 15, 20, 30, 40, 50, 70, 105)
 
 
@@ -109,14 +108,16 @@ def measure_key_frame(points: Tensor, beams: Tensor) -> FrameFigures:
         "returns_over_height": points[:, 2],
         "returns_over_beam": beams,
         "intensity": points[:, 3],
+        "intensity_tail": points[points[:, 3] > _TAIL[0], 3],
     }
     share = {
         f"intensity_from_{bright}": float((points[:, 3] >= bright).double().mean())
-        for bright in (100, 200, 255)
+        for bright in (80, 100, 101, 200, 255)
     }
+    voxels = len(voxelize(points[:, :3].contiguous(), GRID).coords_zyx)
     return FrameFigures(
         {name: MEASURES[name].count(values) for name, values in histograms.items()},
-        {"returns": len(points), **share},
+        {"returns": len(points), "voxels_of_key_frame": voxels, **share},
     )
 
 

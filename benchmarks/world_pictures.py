@@ -3,16 +3,16 @@
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 Result = dict[str, Any]
 INK, FAINT, GROUND = "#1d2433", "#8a97b3", "#ffffff"
-OURS, BAND = "#1f6fd6", "#bcd5f5"
+OURS, HALF, BAND = "#1f6fd6", "#8db8ee", "#cfe0f7"  # the mean, half of the frames, nine of ten
 # Real frames, in the order of the result.
 REAL = ("#e07b00", "#b3126d", "#1d8a4f")
 VALIDATION = "#1d2433"
 DPI = 130
-SHORT = {"points": "points", "voxels": "voxels"}
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 
 def draw_distributions(result: Result) -> Figure:
@@ -28,9 +28,10 @@ def draw_distributions(result: Result) -> Figure:
         for cell, name in zip(row, line, strict=True):
             if name is None:
                 explain(cell, result)
+            elif "beam" in name:
+                draw_beams(cell, result)
             else:
-                draw_histogram(cell, result, name, logarithmic="range" in name)
-    axes[2, 0].set_xlim(-0.5, 31.5)
+                draw_histogram(cell, result, name, logarithmic="over" in name)
     return figure
 
 
@@ -56,7 +57,7 @@ def draw_counts(axes: Any, result: Result) -> None:
     ):
         thousands = [count / 1e3 for count in counts[key]["percentiles"]]
         axes.plot(thousands, shares, color=color, lw=1.8, label=name)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("thousand voxels", color=INK, fontsize=9)
     axes.set_title("frames with at most so many voxels", color=INK, fontsize=10)
     axes.set_xlim(0, None)
@@ -69,7 +70,7 @@ def draw_sites(axes: Any, result: Result) -> None:
     spreads = [result["synthetic"]["scalars"][f"sites_level_{level}"] for level in range(4)]
     levels = list(range(len(spreads)))
     for level, spread in enumerate(spreads):
-        for low, high, color in (("p5", "p95", BAND), ("p25", "p75", "#7fadea")):
+        for low, high, color in (("p5", "p95", BAND), ("p25", "p75", HALF)):
             height = (spread[high] - spread[low]) / 1e3
             axes.bar(level, height, bottom=spread[low] / 1e3, width=0.5, color=color)
         axes.plot([level - 0.25, level + 0.25], [spread["p50"] / 1e3] * 2, color=OURS, lw=2)
@@ -90,9 +91,7 @@ def draw_histogram(
     """One measure: the synthetic mean with the band of nine of ten frames, and real frames."""
     measure = result["measures"]["histograms"][name]
     ours = result["synthetic"]["histograms"][name]
-    edges = list(measure["edges"])
-    if edges[-1] > 1e6:  # the last bin holds all the rest
-        edges[-1] = edges[-2] + 1
+    edges = measure["edges"]
     axes.stairs(ours["p95"], edges, baseline=ours["p5"], fill=True, color=BAND)
     axes.stairs(ours["share"], edges, color=OURS, lw=1.6)
     for frame, color in zip(result["nuscenes"]["frames"].values(), REAL, strict=True):
@@ -100,14 +99,40 @@ def draw_histogram(
             axes.stairs(frame["histograms"][name], edges, color=color, lw=1.2)
     if logarithmic:
         axes.set_yscale("log")
-        axes.set_ylim(1e-4, 0.4)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        axes.set_ylim(1e-4, 0.6)
+        axes.minorticks_off()
     else:
         axes.set_ylim(0, None)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlim(edges[0], edges[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(axis or measure["axis"], color=INK, fontsize=9)
-    axes.set_title(f"{measure['counted']}, share of each bin", color=INK, fontsize=10)
+    axes.set_title(f"{measure['counted']}{bin_width(edges)}", color=INK, fontsize=10)
+    finish(axes)
+
+
+def bin_width(edges: list[float]) -> str:
+    """Width of a bin in metres, in words, where bins are not whole numbers of something."""
+    width = edges[1] - edges[0]
+    return ", share of each number" if width == 1 else f", share of each {width:.3g} m"
+
+
+def draw_beams(axes: Any, result: Result) -> None:
+    """Share of each beam's firings that come back, the ego vehicle's own left out."""
+    name = "returns_over_beam"
+    edges = result["measures"]["histograms"][name]["edges"]
+    ours = result["synthetic"]["answers"]
+    axes.stairs(ours["p95"], edges, baseline=ours["p5"], fill=True, color=BAND)
+    axes.stairs(ours["mean"], edges, color=OURS, lw=1.6)
+    for frame, color in zip(result["nuscenes"]["frames"].values(), REAL, strict=True):
+        if name in frame["histograms"]:
+            scale = frame["scalars"]["returns"] / result["firings"]
+            axes.stairs([p * scale for p in frame["histograms"][name]], edges, color=color, lw=1.2)
+    axes.set_ylim(0, 1.05)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel("beam, 0 looks lowest", color=INK, fontsize=9)
+    axes.set_title("firings that come back", color=INK, fontsize=10)
     finish(axes)
 
 
@@ -128,7 +153,7 @@ def draw_intensity(result: Result) -> Figure:
     draw_histogram(left, result, "intensity", logarithmic=True)
     left.set_ylim(1e-6, 0.3)
     left.set_xlim(0, 256)
-    left.set_title("returns of the key frame by intensity", color=INK, fontsize=10)
+    left.set_title("returns of the key frame, share of each intensity", color=INK, fontsize=10)
     explain_lines(left, result, "intensity")
     ours = result["synthetic"]["intensity_over_range"]
     real = result["nuscenes"]["intensity_over_range"]
@@ -139,7 +164,7 @@ def draw_intensity(result: Result) -> Figure:
             label = f"{name}, {100 * level:.0f} %"
             right.stairs(heights, summary["edges_m"], color=color, lw=1.6, ls=style, label=label)
     right.set_xlim(0, summary["edges_m"][-1])
-    right.set_ylim(0, 200)
+    right.set_ylim(0, 160)
     right.set_xlabel("distance from the sensor, m", color=INK, fontsize=9)
     right.set_title("quantiles of the intensity over range", color=INK, fontsize=10)
     right.legend(frameon=False, fontsize=8, ncols=2, labelcolor=INK, loc="upper right")

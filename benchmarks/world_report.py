@@ -19,6 +19,7 @@ from world_pictures import draw_distributions, draw_intensity, draw_voxels
 from world_scenes import draw_scenes
 from world_tables import (
     attribute_table,
+    class_mix,
     class_table,
     count_table,
     gap_table,
@@ -30,7 +31,7 @@ from world_tables import (
 )
 
 from voxelquant.atomic_file import atomic_path
-from voxelquant.data.synthetic import WorldConfig
+from voxelquant.data.synthetic import WORLD_VERSION, WorldConfig
 from voxelquant.digest import file_digest
 from voxelquant.recipes.artifacts import write_text_atomic
 from voxelquant.report.bev import png_bytes
@@ -40,7 +41,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 RESULT = RESULTS / "world_cpu.json"
 NOTES = REPOSITORY / "benchmarks" / "world_notes.md"
 DOCS = REPOSITORY / "docs"
-RANGES_M = (0, 10, 20, 30, 40, 50, 104)
+RANGES_M, HEIGHTS_M = (0, 10, 20, 30, 40, 50, 104), (-5, -2, -1, 0, 1, 2, 3, 8)
 
 INTRODUCTION = """# The synthetic LiDAR world
 
@@ -73,40 +74,46 @@ Of real points only histograms, quantiles and sums stand in the result.
 
 MISMATCH = """## What does not match
 
-A histogram's distance from the synthetic mean is the share that lies in other bins (total
-variation). Below are the {differing} of {compared} real histograms that are farther away than 19 of
-20 single synthetic frames, the worst first; beside them the distance of a single synthetic frame,
-median and 95th percentile.
+**Histograms.** The distance of a real frame's histogram from the synthetic mean is the share that
+lies in other bins (total variation); beside it the distance of single synthetic frames from the
+same mean, median and 95th percentile, and the ratio to the latter. {differing} of {compared} real
+histograms have a ratio above 1 (bold): such a frame would be rarer than one in twenty. *Too few*
+and *too many* are where the synthetic world lacks and exceeds most.
 
 {gaps}
 
-Single figures over the synthetic frames beside the real ones; what lies outside of p5 to p95 is
+**Single figures** over the synthetic frames beside the real ones; what lies outside of p5 to p95 is
 bold ({outside} of {single}).
 
 {scalars}
+
+**Voxel counts.** The cumulative curves over all {validation:,} validation frames are at most
+{largest_gap:.3f} apart, at {largest_gap_at:,.0f} voxels; equal worlds would exceed
+{gap_of_chance:.3f} with {frames} frames once in twenty times.
+
+**Class mix.** Boxes with a point a frame, as a multiple of nuScenes' annotations: {mix}.
 """
 
 VOXELS = """## Voxels, sites and neighbours
 
-Voxels of 0.075 × 0.075 × 0.2 m in ±54 m, z −5 to 3; ten sweeps. The cumulative curves are at most
-{largest_gap:.3f} apart; equal worlds would exceed {gap_of_chance:.3f} with {frames} frames once in
-twenty times.
+Voxels of 0.075 × 0.075 × 0.2 m in ±54 m, z −5 to 3; ten sweeps.
 
 {counts}
 
 ![Voxels a frame, sites of every level, neighbours of a site](pictures/world_voxels.png)
 
-Level 0 are the voxels, each further level follows a 3×3×3 convolution of stride 2. A site's
-neighbours, itself included, are the products that a submanifold convolution computes for it.
+Level 0 are the voxels, each further level follows a 3×3×3 convolution of stride 2, as in the
+detector's backbone. A site's neighbours, itself included, are the products that a submanifold
+convolution sums for it. Shaded: 90 % and 50 % of the synthetic frames, line: their median or mean.
 """
 
 WHERE = """## Where the points are
 
 ![Points, voxels and returns over range, height and beam](pictures/world_distributions.png)
 
-{points}
+{ranges}
 
-{voxels}
+{heights}
 """
 
 INTENSITY = """## Intensity
@@ -122,10 +129,12 @@ BOXES = """## Boxes
 
 ![Boxes a frame by class, attributes, speeds](pictures/world_classes.png)
 
-All boxes within 75 m, seen or not, beside nuScenes ({source}). *Moving* is faster than 0.2 m/s. The
-*rank of real boxes* compares points in boxes: each box of scene 0061 takes its place among the
-synthetic boxes of its class at its distance, 0 where all of those hold more points, 1 where all
-hold fewer; the mean is 0.5 where worlds are alike (in brackets the number of boxes; one frame).
+All boxes within 75 m, and those with a point of the key frame, beside nuScenes' annotations
+({source}), of which few have none. *Moving* is faster than
+0.2 m/s. The *rank of real boxes* compares points in boxes: each box of scene 0061 takes its place
+among the synthetic boxes of its class at its distance, 0 where all of those hold more points, 1
+where all hold fewer; the mean is 0.5 where worlds are alike. In brackets the number of boxes; they
+are of one frame, and boxes without a point are left out.
 
 {classes}
 
@@ -137,9 +146,10 @@ Attributes within their kind; nuScenes: {attribute_source}.
 
 ![Points in a box over distance by class](pictures/world_boxes.png)
 
-Shaded: 90 % and 50 % of the synthetic boxes, and their median; dots: the boxes of scene 0061, at
-the middle of their bin; dotted line: where the nuScenes metric stops to look. Medians, after the
-slash those of scene 0061 where it has at least {few} boxes:
+Boxes with at least one point. Shaded: 90 % and 50 % of the synthetic boxes, line: their median;
+dots: the boxes of scene 0061, at the middle of their bin; dotted line: beyond it the nuScenes
+metric does not look. Medians, after the slash those of scene 0061 where it has at least {few}
+boxes:
 
 {points}
 """
@@ -167,9 +177,9 @@ python benchmarks/world_report.py
 def page_text(result: Result, results: list[Result], notes: str) -> str:
     """The whole page: of the compared result, of all results with times, and of the notes."""
     gaps, singles = histogram_gaps(result), single_figures(result)
-    published = result["nuscenes"]["published"]["sources"]
-    parts = [
-        INTRODUCTION.format(validation=result["voxel_counts"]["nuscenes"]["frames"], **result),
+    published, counts = result["nuscenes"]["published"]["sources"], result["voxel_counts"]
+    return "\n".join([
+        INTRODUCTION.format(validation=counts["nuscenes"]["frames"], **result),
         MISMATCH.format(
             differing=sum(gap.differs for gap in gaps),
             compared=len(gaps),
@@ -177,17 +187,15 @@ def page_text(result: Result, results: list[Result], notes: str) -> str:
             outside=sum(figure.outside for figure in singles),
             single=len(singles),
             scalars=scalar_table(result),
-        ),
-        VOXELS.format(
-            counts=count_table(result),
+            mix=class_mix(result),
+            validation=counts["nuscenes"]["frames"],
             frames=result["frames"],
-            **{key: result["voxel_counts"][key] for key in ("largest_gap", "gap_of_chance")},
+            **counts,
         ),
+        VOXELS.format(counts=count_table(result)),
         WHERE.format(
-            points=share_table(result, ["points_over_range", "voxels_over_range"], RANGES_M),
-            voxels=share_table(
-                result, ["points_over_height", "returns_over_height"], (-4, -2, -1, 0, 1, 2, 4, 8)
-            ),
+            ranges=share_table(result, ["points_over_range", "voxels_over_range"], RANGES_M),
+            heights=share_table(result, ["points_over_height", "voxels_over_height"], HEIGHTS_M),
         ),
         INTENSITY.format(table=intensity_table(result)),
         BOXES.format(
@@ -202,8 +210,7 @@ def page_text(result: Result, results: list[Result], notes: str) -> str:
         NOTES_HEAD,
         notes,
         REPEAT,
-    ]
-    return "\n".join(parts)
+    ])  # fmt: skip
 
 
 def draw_pictures(result: Result) -> dict[str, Figure]:
@@ -221,6 +228,11 @@ def main() -> None:
     result = json.loads(RESULT.read_text())
     if "nuscenes" not in result:
         sys.exit(f"{RESULT.name} holds no figures of nuScenes: make it with world.py --real")
+    if result["world_version"] != WORLD_VERSION:
+        sys.exit(
+            f"{RESULT.name} is of world {result['world_version']}, this is world {WORLD_VERSION}: "
+            "measure it again, the pictures of scenes would be of another world"
+        )
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("world_*.json"))]
     folder, digest = DOCS / "pictures", file_digest(RESULT)
     for name, figure in draw_pictures(result).items():

@@ -8,13 +8,21 @@ from torch import Tensor
 from world_measures import INTENSITY_RANGES_M, MEASURES, FrameFigures
 
 PERCENT = tuple(range(101))
+OUTER = torch.tensor([0.05, 0.95], dtype=torch.float64)  # nine of ten frames are between
 INTENSITY_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 VOXEL_BIN = 2_500  # width of the bins of the histogram of voxel counts
 
 
-def summarize_world(frames: Sequence[FrameFigures]) -> dict[str, Any]:
-    """Mean histogram of each measure, how far single frames are from it, and single figures."""
+def summarize_world(frames: Sequence[FrameFigures], firings: int) -> dict[str, Any]:
+    """Mean histogram of each measure, how far single frames are from it, and single figures.
+
+    `answers` is the share of the `firings` of each beam that come back, mean and quantiles.
+    """
+    returns = torch.stack([frame.histograms["returns_over_beam"] for frame in frames])
+    low, high = torch.quantile(returns / firings, OUTER, dim=0)
+    mean = returns.mean(0) / firings
     return {
+        "answers": {"mean": mean.tolist(), "p5": low.tolist(), "p95": high.tolist()},
         "histograms": {
             name: summarize_histograms(torch.stack([frame.histograms[name] for frame in frames]))
             for name in MEASURES
@@ -35,7 +43,7 @@ def summarize_histograms(counts: Tensor) -> dict[str, Any]:
     """
     share = shares_of(counts.sum(0))
     single = shares_of(counts)
-    low, high = torch.quantile(single, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=0)
+    low, high = torch.quantile(single, OUTER, dim=0)
     away = torch.tensor([distance_between(frame, share) for frame in single]).double()
     median, far = torch.quantile(away, torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
     return {
@@ -98,6 +106,7 @@ def describe_voxel_counts(ours: Tensor, real: Tensor) -> dict[str, Any]:
             "frames": len(real),
         },
         "largest_gap": largest_gap(one, other),
+        "largest_gap_at": VOXEL_BIN * (1 + int((one.cumsum(0) - other.cumsum(0)).abs().argmax())),
         "gap_of_chance": 1.36 * len(ours) ** -0.5,  # exceeded once in twenty by equal worlds
     }
 

@@ -6,12 +6,15 @@ from typing import Any
 from world_box_pictures import attribute_share
 from world_gaps import Gap, Result, histogram_gaps, mean_rank, single_figures
 
-PERCENTILES = (5, 25, 50, 75, 95)
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 NAMES = {
     "points": "points, ten sweeps",
     "voxels": "voxels",
+    "voxels_of_key_frame": "voxels of the key frame alone",
     "returns": "returns of the key frame",
+    "intensity_from_80": "of them with intensity ≥ 80, %",
     "intensity_from_100": "of them with intensity ≥ 100, %",
+    "intensity_from_101": "of them with intensity > 100, %",
     "intensity_from_200": "of them with intensity ≥ 200, %",
     "intensity_from_255": "of them with intensity 255, %",
     **{f"sites_level_{level}": f"sites of level {level}" for level in range(4)},
@@ -26,24 +29,20 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def gap_table(result: Result) -> str:
-    """Histograms of real frames that would be rare in the synthetic world, the worst first."""
-    head = ["histogram", "real frame", "in other bins", "one synthetic frame", "too few at",
-            "too many at"]  # fmt: skip
-    gaps = histogram_gaps(result)
-    rows = [gap_row(gap) for gap in gaps if gap.differs]
-    alike = "; ".join(f"{gap.title} ({gap.frame})" for gap in gaps if not gap.differs)
-    text = table(head, rows) if rows else "None differs.\n"
-    return text + (
-        f"\nNot farther than synthetic frames are from each other: {alike}.\n" if alike else ""
-    )
+    """Histograms of real frames, those that would be rarest in the synthetic world first."""
+    head = ["histogram", "real frame", "in other bins", "synthetic frames, p50 (p95)", "ratio",
+            "too few at", "too many at"]  # fmt: skip
+    return table(head, [gap_row(gap) for gap in histogram_gaps(result)])
 
 
 def gap_row(gap: Gap) -> list[str]:
+    distance, ratio = f"{100 * gap.distance:.1f} %", f"{gap.ratio:.2f}"
     return [
         gap.title,
         gap.frame,
-        f"**{100 * gap.distance:.1f} %**",
-        f"{100 * gap.usual:.1f} (at most {100 * gap.rare:.1f}) %",
+        f"**{distance}**" if gap.differs else distance,
+        f"{100 * gap.usual:.1f} ({100 * gap.rare:.1f}) %",
+        f"**{ratio}**" if gap.differs else ratio,
         gap.too_few,
         gap.too_many,
     ]
@@ -92,7 +91,7 @@ def share_table(result: Result, names: list[str], edges: tuple[float, ...]) -> s
         columns.append((measure["edges"], result["synthetic"]["histograms"][name]["share"]))
         for frame, real in result["nuscenes"]["frames"].items():
             if name in real["histograms"]:
-                head.append(frame)
+                head.append(f"{measure['counted']}: {frame}")
                 columns.append((measure["edges"], real["histograms"][name]))
     rows = [
         [
@@ -127,6 +126,15 @@ def intensity_table(result: Result) -> str:
     return table(["range", *names], rows)
 
 
+def class_mix(result: Result) -> str:
+    """How many times as frequent each class is as in nuScenes, the most exaggerated first."""
+    published = result["nuscenes"]["published"]["boxes_per_frame"]
+    boxes = result["synthetic"]["boxes"]
+    ratios = {n: boxes[n]["visible_per_frame"] / real for n, real in published.items()}
+    worst = sorted(ratios, key=lambda name: -max(ratios[name], 1 / max(ratios[name], 1e-9)))
+    return ", ".join(f"{name.replace('_', ' ')} {ratios[name]:.1f}" for name in worst)
+
+
 def class_table(result: Result) -> str:
     """Boxes a frame, what moves, and how real boxes rank among synthetic ones by points."""
     published = result["nuscenes"]["published"]["boxes_per_frame"]
@@ -140,14 +148,14 @@ def class_table(result: Result) -> str:
                 f"{ours['per_frame']:.2f}",
                 f"{ours['visible_per_frame']:.2f}",
                 f"{real:g}",
-                f"{ours['per_frame'] / real:.2f}",
+                f"{ours['visible_per_frame'] / real:.2f}",
                 f"{100 * ours['moving']:.0f} %",
-                f"{ours['speed_quantiles'][2]:.1f}" if ours["speed_quantiles"] else "",
-                f"{rank[1]:.2f} ({rank[0]})" if rank else "",
+                f"{ours['speed_quantiles'][2]:.1f}" if ours["speed_quantiles"] else "–",
+                f"{rank[1]:.2f} ({rank[0]})" if rank else "–",
             ]
         )
     return table(
-        ["class", "boxes a frame", "with a point", "nuScenes", "ratio", "moving",
+        ["class", "boxes a frame", "with a point", "nuScenes", "with a point / nuScenes", "moving",
          "median speed, m/s", "rank of real boxes"],
         rows,
     )  # fmt: skip

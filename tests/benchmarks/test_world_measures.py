@@ -122,7 +122,7 @@ def make_result(real_share: list[float], real_boxes: list[list[int]]) -> dict[st
     spread = {"mean": 5, "p5": 4, "p25": 4, "p50": 5, "p75": 6, "p95": 6}
     measure = {"counted": "points", "axis": "range, m", "edges": [0, 10, 20]}
     real = {"histograms": {"far": real_share}, "scalars": {"voxels": 7}}
-    boxes = {"car": {"points_by_distance": [[10, 20, 10], [1, 0, 0]]}}
+    boxes = {"car": {"points_by_distance": [[9, 20, 10], [1, 0, 0]]}}
     return {
         "measures": {"histograms": {"far": measure}},
         "synthetic": {"histograms": {"far": share}, "scalars": {"voxels": spread}, "boxes": boxes},
@@ -145,6 +145,6 @@ def test_a_gap_says_where_it_is(world: Any) -> None:
 
 def test_real_boxes_rank_among_synthetic_ones(world: Any) -> None:
     rank = world.world_gaps.mean_rank
-    assert rank(make_result([1, 0], [[0, 1, 0], [0, 0, 0]]), "car") == (1, 0.5)
-    assert rank(make_result([1, 0], [[1, 0, 0], [0, 0, 1]]), "car") == (1, 0.125)
+    assert rank(make_result([1, 0], [[5, 1, 0], [0, 0, 0]]), "car") == (1, pytest.approx(1 / 3))
+    assert rank(make_result([1, 0], [[0, 0, 1], [0, 0, 1]]), "car") == (1, pytest.approx(5 / 6))
     assert rank(make_result([1, 0], [[0, 0, 0], [0, 0, 1]]), "car") is None  # too few to rank
