@@ -17,57 +17,16 @@ import os
 import re
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from world_boxes import (
-    DISTANCE_STEP_M,
-    FEW_BOXES,
-    POINT_EDGES,
-    QUANTILES,
-    SPEED_STEP_MPS,
-    Boxes,
-    count_attributes,
-    describe_boxes,
-    measure_boxes,
-)
-from world_measures import (
-    MEASURES,
-    FrameFigures,
-    beams_of,
-    intensity_over_range,
-    measure_cloud,
-    measure_key_frame,
-)
-from world_nuscenes import (
-    measure_real_frames,
-    published_statistics,
-    read_voxel_counts,
-    real_boxes,
-    real_intensity_over_range,
-)
-from world_summary import (
-    describe_voxel_counts,
-    summarize_intensity,
-    summarize_real,
-    summarize_world,
-)
+from world_comparison import compare_world
 
 from voxelquant.data.frame import Frame
-from voxelquant.data.synthetic import (
-    WORLD_VERSION,
-    SceneSpec,
-    WorldConfig,
-    generate_frames,
-    write_dataset,
-)
-from voxelquant.data.synthetic.taxonomy import KINDS, N_CLASSES
+from voxelquant.data.synthetic import WORLD_VERSION, WorldConfig, generate_frames
 
 SEED = 31  # of no training, calibration or validation scene
 WORLD = WorldConfig()
@@ -101,7 +60,7 @@ def main() -> None:
     if arguments.timed_only:
         measured = {"frames": sum(1 for _ in frames)}
     else:
-        measured = measure_world(frames, arguments)
+        measured = compare_world(frames, arguments.seed, WORLD, arguments.real)
     result = {
         "machine": describe_machine(arguments.device, arguments.threads),
         "commit": arguments.commit or git_commit(),
@@ -142,71 +101,6 @@ def make_frames(arguments: argparse.Namespace, batch: int, seconds: list[float])
         seconds.append((time.perf_counter() - begin) / batch)
         torch.set_num_threads(1)  # to measure: two threads wait for each other on a busy machine
         yield from (frame.to("cpu") for frame in made)
-
-
-def measure_world(frames: Iterator[Frame], arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of the frames, beside those of nuScenes where there is a folder of it."""
-    figures: list[FrameFigures] = []
-    boxes: list[Boxes] = []
-    intensity: Tensor | None = None
-    for frame in frames:
-        key = frame.points[frame.points[:, 4] == 0]
-        beams = beams_of(key, WORLD.lidar.elevations_rad())
-        figures.append(measure_cloud(frame.points).update(measure_key_frame(key, beams)))
-        assert frame.boxes_det3d is not None
-        assert frame.labels is not None
-        boxes.append(measure_boxes(frame.boxes_det3d, frame.labels, key))
-        counts = intensity_over_range(key)
-        intensity = counts if intensity is None else intensity + counts
-    assert intensity is not None
-    measured: dict[str, Any] = {
-        "frames": len(figures),
-        "measures": describe_measures(),
-        "firings": WORLD.lidar.columns,
-        "synthetic": {
-            **summarize_world(figures, WORLD.lidar.columns),
-            "intensity_over_range": summarize_intensity(intensity),
-            "boxes": describe_boxes(Boxes.join(boxes), len(figures)),
-            "attributes": attributes_of(arguments.seed, len(figures)),
-        },
-    }
-    if arguments.real is not None:
-        measured["nuscenes"] = describe_nuscenes(arguments.real)
-        voxels = torch.tensor([frame.scalars["voxels"] for frame in figures]).double()
-        measured["voxel_counts"] = describe_voxel_counts(voxels, read_voxel_counts(arguments.real))
-    return measured
-
-
-def describe_measures() -> dict[str, Any]:
-    """What the histograms count and where their bins are."""
-    histograms = {name: asdict(measure) for name, measure in MEASURES.items()}
-    boxes = {
-        "distance_step_m": DISTANCE_STEP_M,
-        "point_edges": POINT_EDGES,
-        "speed_step_mps": SPEED_STEP_MPS,
-        "quantiles": QUANTILES,
-        "few_boxes": FEW_BOXES,
-        "ranges_m": {kind.name: kind.range_m for kind in KINDS[:N_CLASSES]},
-    }
-    return {"histograms": histograms, "boxes": boxes}
-
-
-def describe_nuscenes(folder: Path) -> dict[str, Any]:
-    return {
-        "frames": summarize_real(measure_real_frames(folder)),
-        "intensity_over_range": summarize_intensity(real_intensity_over_range(folder)),
-        "boxes": real_boxes(folder),
-        "published": published_statistics(),
-    }
-
-
-def attributes_of(seed: int, scenes: int) -> dict[str, int]:
-    """Annotations of each attribute in the same scenes, by their tables; one sweep is enough."""
-    config = WorldConfig(sweeps=1)
-    specs = [SceneSpec(seed, scene, key_frames=1) for scene in range(scenes)]
-    with tempfile.TemporaryDirectory() as folder:
-        root = write_dataset(Path(folder) / "world", {"val": specs}, config=config)
-        return count_attributes(root)
 
 
 def spread_of_times(seconds: list[float]) -> dict[str, float]:

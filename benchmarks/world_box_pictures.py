@@ -31,10 +31,9 @@ def draw_class(axes: Any, result: Result, name: str) -> None:
     axes.fill_between(distance, bands[0], bands[4], color=BAND, lw=0)
     axes.fill_between(distance, bands[1], bands[3], color=HALF, lw=0)
     axes.plot(distance, bands[2], color=OURS, lw=1.6)
-    real = result["nuscenes"]["boxes"].get(name)
-    if real is not None:
-        spots = real_spots(real["points_by_distance"], step, bins["point_edges"])
-        axes.scatter(*zip(*spots, strict=True), color=KEY_FRAME, s=14, alpha=0.75, lw=0, zorder=3)
+    real = result["nuscenes"]["boxes"][name]["points_by_distance"]
+    for spot in real_spots(real, step, bins["point_edges"]):
+        axes.plot(*spot, "o", color=KEY_FRAME, ms=3.6, alpha=0.75, mew=0, zorder=3)
     axes.axvline(bins["ranges_m"][name], color="#8a97b3", lw=0.9, ls=":")
     axes.set_yscale("log")
     axes.set_ylim(0.7, 2e4)
@@ -75,8 +74,8 @@ def draw_boxes_per_frame(axes: Any, result: Result) -> None:
     names = list(published)
     ours = result["synthetic"]["boxes"]
     places = range(len(names))
-    every = [ours.get(name, {"per_frame": 0})["per_frame"] for name in names]
-    seen = [ours.get(name, {"visible_per_frame": 0})["visible_per_frame"] for name in names]
+    every = [ours[name]["per_frame"] for name in names]
+    seen = [ours[name]["visible_per_frame"] for name in names]
     axes.barh([p - 0.19 for p in places], every, height=0.36, color=BAND, label="synthetic")
     axes.barh(
         [p - 0.19 for p in places], seen, height=0.36, color=OURS, label="of them with a point"
@@ -136,9 +135,9 @@ def draw_speeds(axes: Any, result: Result) -> None:
         axes.barh(place, upper - lower, left=lower, height=0.5, color=HALF)
         axes.plot([middle] * 2, [place - 0.25, place + 0.25], color=OURS, lw=2)
     for place, name in enumerate(boxes):
-        real = result["nuscenes"]["boxes"].get(name, {"speed_quantiles": None})
-        if real["speed_quantiles"]:
-            axes.plot(real["speed_quantiles"][2], place, "o", color=KEY_FRAME, ms=6, mec="white")
+        real = result["nuscenes"]["boxes"][name]["speed_quantiles"]
+        if real:
+            axes.plot(real[2], place, "o", color=KEY_FRAME, ms=6, mec="white")
     axes.set_yticks(range(len(boxes)), labels=[name.replace("_", " ") for name in boxes])
     axes.invert_yaxis()
     axes.set_xlim(0, None)

@@ -114,9 +114,9 @@ def mean_rank(result: Result, name: str) -> tuple[int, float] | None:
         the class at that distance hold more points, 0.5 where worlds are alike. None: no box.
     """
     ours = result["synthetic"]["boxes"][name]["points_by_distance"]
-    real = result["nuscenes"]["boxes"].get(name, {"points_by_distance": []})
+    real = result["nuscenes"]["boxes"][name]["points_by_distance"]
     ranked, total = 0, 0.0
-    for here, there in zip(ours, real["points_by_distance"], strict=False):
+    for here, there in zip(ours, real, strict=True):
         seen = sum(here[1:])
         if seen < FEWEST_BOXES:
             continue

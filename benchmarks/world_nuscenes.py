@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from world_boxes import Boxes, describe_boxes, measure_boxes
+from world_boxes import describe_boxes, intensity_in_boxes, measure_boxes
 from world_measures import (
     OWN_RETURNS_M,
     FrameFigures,
@@ -113,14 +113,15 @@ def read_key_frame(folder: Path) -> tuple[Tensor, Tensor]:
     return points, points[:, 4].long()
 
 
-def real_boxes(folder: Path) -> dict[str, Any]:
-    """Figures of the boxes of the labelled key frame."""
+def real_boxes(folder: Path) -> tuple[dict[str, Any], Tensor]:
+    """Of the labelled key frame: figures of its boxes, intensities in them [classes, 256]."""
     truth = json.loads((folder / "nuscenes_keyframe_scene0061_gt.json").read_text())
     chosen = [row for row, name in enumerate(truth["names"]) if name in CLASS_NAMES]
     boxes = read_boxes(truth)[chosen]
     labels = torch.tensor([CLASS_NAMES.index(truth["names"][row]) for row in chosen])
-    measured: Boxes = measure_boxes(boxes, labels, read_key_frame(folder)[0])
-    return describe_boxes(measured, frames=1)
+    key = read_key_frame(folder)[0]
+    figures = describe_boxes(measure_boxes(boxes, labels, key), frames=1)
+    return figures, intensity_in_boxes(boxes, labels, key)
 
 
 def read_boxes(truth: dict[str, Any]) -> Tensor:

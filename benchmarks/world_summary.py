@@ -10,6 +10,7 @@ from world_measures import INTENSITY_RANGES_M, MEASURES, FrameFigures
 PERCENT = tuple(range(101))
 OUTER = torch.tensor([0.05, 0.95], dtype=torch.float64)  # nine of ten frames are between
 INTENSITY_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+FEW_POINTS = 50  # fewer say nothing about a distribution
 VOXEL_BIN = 2_500  # width of the bins of the histogram of voxel counts
 
 
@@ -116,13 +117,27 @@ def quantiles(values: Tensor, levels: Tensor) -> list[float]:
     return torch.quantile(values, levels, interpolation="nearest").tolist()
 
 
+def describe_brightness(counts: Tensor, levels: Sequence[float]) -> dict[str, Any]:
+    """Of counts [256]: how many points, and quantiles of their intensity; None for too few."""
+    total = float(counts.sum())
+    return {
+        "points": total,
+        "quantiles": levels_of(counts, levels) if total >= FEW_POINTS else None,
+    }
+
+
+def levels_of(counts: Tensor, levels: Sequence[float]) -> list[int]:
+    """Quantiles of whole numbers 0, 1, ... that were counted."""
+    cumulative = shares_of(counts).cumsum(0)
+    wanted = torch.tensor(levels, dtype=torch.float64) * (1 - 1e-12)
+    return torch.searchsorted(cumulative, wanted).clamp(max=len(counts) - 1).tolist()
+
+
 def summarize_intensity(counts: Tensor) -> dict[str, Any]:
     """Of counts [ranges, 256]: quantiles of the intensity in each range."""
     edges = INTENSITY_RANGES_M
-    rows = []
-    for row in counts:
-        cumulative = shares_of(row).cumsum(0)
-        levels = torch.tensor(INTENSITY_QUANTILES, dtype=torch.float64)
-        found = torch.searchsorted(cumulative, levels).clamp(max=255).tolist()
-        rows.append({"returns": float(row.sum()), "quantiles": found})
+    rows = [
+        {"returns": float(row.sum()), "quantiles": levels_of(row, INTENSITY_QUANTILES)}
+        for row in counts
+    ]
     return {"edges_m": list(edges), "levels": list(INTENSITY_QUANTILES), "ranges": rows}

@@ -126,6 +126,21 @@ def intensity_table(result: Result) -> str:
     return table(["range", *names], rows)
 
 
+def brightness_table(result: Result) -> str:
+    """Quantiles of the intensity of points in boxes."""
+    rows = []
+    for name in result["synthetic"]["boxes"]:
+        row = [name]
+        for side in ("synthetic", "nuscenes"):
+            found = result[side]["intensity_in_boxes"][name]
+            picks = " / ".join(f"{value:.0f}" for value in found["quantiles"] or [])
+            row += [picks or "–", f"{found['points']:,.0f}"]
+        rows.append(row)
+    levels = " / ".join(f"{100 * level:.0f}" for level in result["measures"]["boxes"]["quantiles"])
+    head = ["class", f"synthetic, {levels} %", "points", "scene 0061", "points"]
+    return table(head, rows)
+
+
 def class_mix(result: Result) -> str:
     """How many times as frequent each class is as in nuScenes, the most exaggerated first."""
     published = result["nuscenes"]["published"]["boxes_per_frame"]
@@ -177,10 +192,10 @@ def point_table(result: Result) -> str:
     rings = range(10)
     rows = []
     for name, ours in result["synthetic"]["boxes"].items():
-        real = result["nuscenes"]["boxes"].get(name)
+        real = result["nuscenes"]["boxes"][name]
         row = [name]
         for ring in rings:
-            sides = [side["point_quantiles"][ring] for side in (ours, real) if side]
+            sides = [side["point_quantiles"][ring] for side in (ours, real)]
             row.append(" / ".join(f"{side[middle]:.0f}" for side in sides if side))
         rows.append(row)
     return table(["class", *(f"{step * r}-{step * (r + 1)} m" for r in rings)], rows)

@@ -1,6 +1,7 @@
 """What the comparison of worlds measures, on inputs that can be counted by hand."""
 
 import importlib
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from voxelquant.data.synthetic import WorldConfig, generate_frames
+
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("world_measures", "world_boxes", "world_summary", "world_gaps")
+MODULES = (
+    "world_measures",
+    "world_boxes",
+    "world_summary",
+    "world_gaps",
+    "world_nuscenes",
+    "world_comparison",
+    "world",
+)
 
 
 @pytest.fixture
@@ -90,6 +101,18 @@ def test_points_in_boxes_over_distance(world: Any) -> None:
     assert car["point_quantiles"][1] is None  # one box says nothing about a distribution
 
 
+def test_brightness_of_points_in_boxes(world: Any) -> None:
+    boxes = torch.tensor([[7.0, 0, 0, 2, 2, 2, 0, 0, 0], [20.0, 0, 0, 2, 2, 2, 0, 0, 0]])
+    points = torch.tensor([[7.0, 0, 0, 9.0], [7.5, 0, 0, 255.0], [20.0, 0, 0, 3.0], [9.0, 0, 0, 1]])
+    counts = world.world_boxes.intensity_in_boxes(boxes, torch.tensor([0, 8]), points)
+    assert counts[0, 9] == counts[0, 255] == counts[8, 3] == 1
+    assert counts.sum() == 3
+    few = world.world_summary.describe_brightness(counts[0], [0.5])
+    assert few == {"points": 2, "quantiles": None}
+    many = world.world_summary.describe_brightness(50 * counts[0], [0.25, 0.5, 0.75])
+    assert many == {"points": 100, "quantiles": [9, 9, 255]}
+
+
 def test_unknown_speeds_do_not_stand(world: Any) -> None:
     boxes = torch.tensor([[7.0, 0, 0, 2, 2, 2, math.nan, math.nan, 0]])
     measured = world.world_boxes.measure_boxes(boxes, torch.tensor([8]), torch.zeros(1, 3))
@@ -115,6 +138,37 @@ def test_distances_of_histograms(world: Any) -> None:
 def test_where_most_is_missing(world: Any) -> None:
     first, last, weight = world.world_gaps.heaviest_run([-1.0, 0.25, 0.5, -0.5, 0.125])
     assert (first, last, weight) == (1, 2, 0.75)
+
+
+def test_lists_of_numbers_take_a_line_each(world: Any) -> None:
+    text = world.world.dump({"share": [0.1234567, 1 / 3], "names": ["a"], "rows": [[1, 2], None]})
+    assert "[ 0.12346, 0.33333 ]" in text
+    assert json.loads(text) == {"share": [0.12346, 0.33333], "names": ["a"], "rows": [[1, 2], None]}
+
+
+def test_two_frames_are_compared_without_real_data(world: Any) -> None:
+    config = WorldConfig()
+    frames = generate_frames(31, [0, 1], key_frames=1, config=config)
+    compared = world.world_comparison.compare_world(frames, 31, config, None)
+    assert compared["frames"] == 2
+    synthetic = compared["synthetic"]
+    for name, measure in compared["measures"]["histograms"].items():
+        share = synthetic["histograms"][name]["share"]
+        assert len(share) == len(measure["edges"]) - 1
+        assert sum(share) == pytest.approx(1)
+    answers = torch.tensor(synthetic["answers"]["mean"])
+    returns = synthetic["scalars"]["returns"]["mean"]
+    assert float(answers.sum() * compared["firings"]) == pytest.approx(returns, rel=1e-4)
+    boxes = sum(len(frame.labels) for frame in frames if frame.labels is not None)
+    assert sum(c["per_frame"] for c in synthetic["boxes"].values()) * 2 == pytest.approx(boxes)
+
+
+def test_beams_of_a_real_key_frame_by_order_and_by_elevation(world: Any, real_data: Path) -> None:
+    _, key, beams = world.world_nuscenes.read_cloud(real_data)
+    found = world.world_measures.beams_of(key, WorldConfig().lidar.elevations_rad())
+    # The lasers do not start in one point, which turns what is near by more than a beam.
+    far = key[:, :2].norm(dim=1) > 10
+    assert float((found == beams)[far].double().mean()) > 0.99
 
 
 def make_result(real_share: list[float], real_boxes: list[list[int]]) -> dict[str, Any]:

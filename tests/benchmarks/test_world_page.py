@@ -19,6 +19,7 @@ RESULT = RESULTS / "world_cpu.json"
 PAGE = ROOT / "docs" / "world.md"
 MODULES = (
     "world_report",
+    "world_sections",
     "world_tables",
     "world_gaps",
     "world_pictures",
