@@ -105,7 +105,7 @@ def draw_histogram(
         axes.set_ylim(0, None)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlim(edges[0], edges[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     axes.set_xlabel(axis or measure["axis"], color=INK, fontsize=9)
     axes.set_title(f"{measure['counted']}{bin_width(edges)}", color=INK, fontsize=10)
     finish(axes)

@@ -90,7 +90,7 @@ BOXES = """## Boxes
 ![Boxes a frame by class, attributes, speeds](pictures/world_classes.png)
 
 All boxes within 75 m, and those with a point of the key frame, beside nuScenes' annotations, of
-which few have none ({source}). *Moving* is faster than
+which few have none: {source}. *Moving* is faster than
 0.2 m/s. The *rank of real boxes* compares points in boxes: each box of scene 0061 takes its place
 among the synthetic boxes of its class at its distance, 0 where all of those hold more points, 1
 where all hold fewer; the mean is 0.5 where worlds are alike. In brackets the number of boxes; they

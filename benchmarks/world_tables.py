@@ -210,7 +210,8 @@ def speed_table(results: list[Result]) -> str:
             name = machine["gpu"]
         else:
             load = machine["load_average"]
-            name = f"CPU, {machine['threads']} threads of {machine['cores']} cores"
+            threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
+            name = f"CPU, {threads}, {machine['cores']} cores"
             name += f" (load average {load:.1f} while measured)"
         times = [f"{1000 * seconds[key]:.1f}" for key in ("median", "p20", "p80")]
         rows.append(
