@@ -66,7 +66,7 @@ def spin(
 def _ego_to_world(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Tensor:
     """Pose of the ego frame standing on the sloped ground, [r, 4, 4] float64."""
     ego = ego_poses(scenes, rows, time_s)
-    slope_x, slope_y = scenes.road.at(rows).gradient(ego.x)
+    slope_x, slope_y = scenes.road.at(rows).gradient(ego.x, ego.y)
     cos, sin = torch.cos(ego.heading_rad), torch.sin(ego.heading_rad)
     climb = slope_x * cos + slope_y * sin
     forward = torch.cat([cos, sin, climb], dim=1)

@@ -1,0 +1,179 @@
+"""Kinds of scenes: what a street looks like as a whole, drawn once for each scene.
+
+A kind gives every trait a range; a scene draws its own values within the ranges of its kind.
+"""
+
+from dataclasses import astuple, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from voxelquant.data.synthetic.config import ClassMix
+from voxelquant.data.synthetic.hashing import Dice
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is drawn about a scene, [b, 1] float64 each; shares are of the places there are."""
+
+    lanes: Tensor  # a side, rounded down
+    walk_m: Tensor  # width of a side walk
+    speed_mps: Tensor  # of free traffic; lanes differ
+    traffic: Tensor  # share of the places in the lanes
+    parked: Tensor  # share of the places along the kerb
+    people: Tensor  # share of the places for groups on the side walk
+    houses: Tensor  # share of the plots along the street
+    setback_m: Tensor  # of the houses' centres behind the side walk
+    high_walls: Tensor  # share of the places for walls along the side walk
+    towers: Tensor  # share of the places for high buildings behind
+    greens: Tensor  # share of the places before the houses
+    backdrop: Tensor  # share of the places for trees further away
+    furniture: Tensor  # share of the places for poles, trees and signs at the kerb
+    valley_per_m: Tensor  # how the ground bends upwards to both sides
+    crossing: Tensor  # chance of a street across
+    lot: Tensor  # chance of a parking lot
+    depot: Tensor  # chance of a yard of large vehicles
+
+
+@dataclass(frozen=True)
+class SceneKind:
+    """Ranges of the traits, in the order of `Traits`."""
+
+    lanes: Range
+    walk_m: Range
+    speed_mps: Range
+    traffic: Range
+    parked: Range
+    people: Range
+    houses: Range
+    setback_m: Range
+    high_walls: Range
+    towers: Range
+    greens: Range
+    backdrop: Range
+    furniture: Range
+    valley_per_m: Range
+    crossing: Range
+    lot: Range
+    depot: Range
+
+
+AVENUE = SceneKind(
+    lanes=(2.0, 3.6),
+    walk_m=(3.0, 6.0),
+    speed_mps=(5.0, 13.0),
+    traffic=(0.25, 0.65),
+    parked=(0.0, 0.4),
+    people=(0.0, 0.8),
+    houses=(0.3, 1.0),
+    setback_m=(9.0, 18.0),
+    high_walls=(0.0, 0.1),
+    towers=(0.2, 0.8),
+    greens=(0.1, 0.6),
+    backdrop=(0.2, 0.8),
+    furniture=(0.4, 0.8),
+    valley_per_m=(-1 / 5000, 1 / 3000),
+    crossing=(0.6, 0.6),
+    lot=(0.1, 0.1),
+    depot=(0.03, 0.03),
+)
+RESIDENTIAL = SceneKind(
+    lanes=(1.0, 2.2),
+    walk_m=(2.2, 4.0),
+    speed_mps=(3.0, 9.0),
+    traffic=(0.05, 0.35),
+    parked=(0.2, 0.9),
+    people=(0.0, 0.5),
+    houses=(0.5, 1.0),
+    setback_m=(8.5, 15.0),
+    high_walls=(0.0, 0.2),
+    towers=(0.0, 0.3),
+    greens=(0.3, 0.9),
+    backdrop=(0.5, 1.0),
+    furniture=(0.3, 0.7),
+    valley_per_m=(-1 / 4000, 1 / 1500),
+    crossing=(0.45, 0.45),
+    lot=(0.1, 0.1),
+    depot=(0.0, 0.0),
+)
+OPEN = SceneKind(
+    lanes=(1.0, 3.6),
+    walk_m=(2.0, 4.0),
+    speed_mps=(6.0, 14.0),
+    traffic=(0.02, 0.4),
+    parked=(0.0, 0.1),
+    people=(0.0, 0.15),
+    houses=(0.0, 0.12),
+    setback_m=(14.0, 26.0),
+    high_walls=(0.0, 0.0),
+    towers=(0.0, 0.3),
+    greens=(0.0, 0.15),
+    backdrop=(0.0, 0.35),
+    furniture=(0.02, 0.3),
+    valley_per_m=(-1 / 2500, 1 / 4000),
+    crossing=(0.25, 0.25),
+    lot=(0.08, 0.08),
+    depot=(0.15, 0.15),
+)
+LOTS = SceneKind(
+    lanes=(1.0, 2.5),
+    walk_m=(2.0, 3.0),
+    speed_mps=(2.0, 7.0),
+    traffic=(0.03, 0.3),
+    parked=(0.0, 0.4),
+    people=(0.0, 0.3),
+    houses=(0.2, 0.9),
+    setback_m=(9.0, 18.0),
+    high_walls=(0.0, 0.3),
+    towers=(0.1, 0.5),
+    greens=(0.1, 0.5),
+    backdrop=(0.3, 0.9),
+    furniture=(0.2, 0.6),
+    valley_per_m=(-1 / 5000, 1 / 3000),
+    crossing=(0.2, 0.2),
+    lot=(0.8, 0.8),
+    depot=(0.45, 0.45),
+)
+NARROW = SceneKind(
+    lanes=(1.0, 1.3),
+    walk_m=(1.8, 3.0),
+    speed_mps=(2.5, 8.0),
+    traffic=(0.05, 0.3),
+    parked=(0.0, 0.8),
+    people=(0.0, 0.5),
+    houses=(0.6, 1.0),
+    setback_m=(7.5, 9.5),
+    high_walls=(0.3, 1.0),
+    towers=(0.2, 0.8),
+    greens=(0.0, 0.3),
+    backdrop=(0.1, 0.5),
+    furniture=(0.1, 0.5),
+    valley_per_m=(-1 / 5000, 1 / 5000),
+    crossing=(0.4, 0.4),
+    lot=(0.03, 0.03),
+    depot=(0.0, 0.0),
+)
+KINDS_OF_SCENES = (AVENUE, RESIDENTIAL, OPEN, LOTS, NARROW)
+_SHARES = {
+    "nuscenes": [0.33, 0.27, 0.16, 0.12, 0.12],
+    "balanced": [0.33, 0.27, 0.16, 0.12, 0.12],
+}
+assert [f.name for f in fields(Traits)] == [f.name for f in fields(SceneKind)]
+
+
+def draw_kinds(dice: Dice, class_mix: ClassMix) -> Tensor:
+    """Index into KINDS_OF_SCENES for each scene, [b, 1] int64."""
+    return dice.choice("scene.kind", 1, _SHARES[class_mix])
+
+
+def draw_traits(dice: Dice, kind: Tensor) -> Traits:
+    """Traits of scenes of the given kinds, uniform within the kind's ranges."""
+    table = torch.tensor(
+        [astuple(k) for k in KINDS_OF_SCENES], dtype=torch.float64, device=dice.device
+    )
+    low, high = table[kind[:, 0]].unbind(-1)  # [b, traits] each
+    names = [field.name for field in fields(Traits)]
+    drawn = low + dice.uniform("scene.traits", len(names)) * (high - low)
+    return Traits(**{name: drawn[:, i : i + 1] for i, name in enumerate(names)})
