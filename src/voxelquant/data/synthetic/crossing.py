@@ -17,20 +17,23 @@ from voxelquant.data.synthetic.slots import Slots
 
 BEFORE_FIRST_S = -0.45  # the oldest sweep of the first key frame
 _EGO_FRONT_M = 6.5  # from the rear axle, with some distance to the side walk that it waits at
+_HILLY_M = 150.0  # length of street up to which the ground bends as drawn
 _CLEAR_M = 0.3  # kept free beside the junction
 
 
 def draw_roads(dice: Dice, traits: Traits, span_m: tuple[float, float]) -> Road:
     """The main street of each scene with the one across, if the scene has one."""
     curvature = dice.uniform("road.curvature", 1, -1 / 220, 1 / 220)
+    # A parabola gets too steep where a long scene ends.
+    gentler = min(1.0, (_HILLY_M / span_m[1]) ** 2)
     return Road(
         lanes=traits.lanes.to(torch.int64).expand(-1, 2),
         walk_m=traits.walk_m * dice.uniform("road.walk", 2, 0.85, 1.15),
         curvature_per_m=curvature,
         slope_x=dice.uniform("road.slope_x", 1, -0.04, 0.04),
         slope_y=dice.uniform("road.slope_y", 1, -0.015, 0.015),
-        bend_x_per_m=dice.uniform("road.bend_x", 1, -1 / 4000, 1 / 4000),
-        bend_y_per_m=traits.valley_per_m,
+        bend_x_per_m=dice.uniform("road.bend_x", 1, -1 / 1200, 1 / 1000) * gentler,
+        bend_y_per_m=traits.valley_per_m * gentler,
         side_street=_draw_side_streets(dice, traits, curvature, span_m),
     )
 

@@ -37,7 +37,7 @@ def towers(setting: Setting) -> Slots:
     return make_slots(
         "tower",
         places.repeat(1, 2) + dice.uniform("towers.s", count, -6.0, 6.0),
-        sign_of(side) * (street.walk_end_m[:, side] + dice.uniform("towers.d", count, 38.0, 75.0)),
+        sign_of(side) * (street.walk_end_m[:, side] + dice.uniform("towers.d", count, 32.0, 62.0)),
         turn_rad=dice.uniform("towers.turn", count, -0.3, 0.3),
         present=dice.uniform("towers.present", count) < setting.traits.towers,
     )
@@ -96,11 +96,11 @@ def backdrop(setting: Setting) -> Slots:
     dice, street = setting.dice, setting.street
     count = 2 * setting.places(6.0).shape[1]
     side, _ = setting.in_groups(2, count // 2)
-    drawn = dice.choice("backdrop.kind", count, [0.4, 0.25, 0.35])
+    drawn = dice.choice("backdrop.kind", count, [0.3, 0.2, 0.5])
     return make_slots(
         pick_kind(drawn, ("tree", "bush", "tall_tree")),
         dice.uniform("backdrop.s", count, *setting.span_m),
-        sign_of(side) * (street.walk_end_m[:, side] + dice.uniform("backdrop.d", count, 6.0, 60.0)),
+        sign_of(side) * (street.walk_end_m[:, side] + dice.uniform("backdrop.d", count, 5.0, 45.0)),
         turn_rad=dice.uniform("backdrop.turn", count, -math.pi, math.pi),
         present=dice.uniform("backdrop.present", count) < setting.traits.backdrop,
     )

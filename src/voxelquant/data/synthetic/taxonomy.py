@@ -48,7 +48,7 @@ KINDS = (
     Kind("bicycle", (0.60, 1.70, 1.28), (0.12, 0.07, 0.08), "vehicle.bicycle", 40),
     Kind("pedestrian", (0.67, 0.73, 1.77), (0.10, 0.14, 0.05), "human.pedestrian.adult", 40),
     Kind("traffic_cone", (0.41, 0.41, 1.07), (0.13, 0.13, 0.14), "movable_object.trafficcone", 30),
-    Kind("building", (13.0, 15.0, 10.5), (0.15, 0.22, 0.32)),
+    Kind("building", (13.0, 16.0, 12.5), (0.15, 0.2, 0.33)),
     Kind("wall", (0.3, 9.0, 1.8), (0.2, 0.25, 0.25)),
     Kind("pole", (0.28, 0.28, 6.0), (0.2, 0.2, 0.2)),
     Kind("tree", (4.5, 4.5, 6.5), (0.22, 0.22, 0.2)),

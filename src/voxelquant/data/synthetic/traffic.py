@@ -18,16 +18,20 @@ LANES = 3  # at most, a side
 _VIEW_M = 95.0  # vehicles are laid out as far as this from the ego vehicle, at all times
 _SPACING_M = 15.0
 _QUEUE_SPACING_M = 8.5
-_FASTEST_MPS = 14.0
+_SLOWEST_MPS, _FASTEST_MPS = 0.25, 14.0
+_CREEPING = 0.12  # chance of stop and go in all lanes
 
 
 def lane_speeds_mps(setting: Setting) -> Tensor:
     """Speed of each lane (right side from the middle outwards, then left), signed, [b, lanes]."""
     dice, count = setting.dice, 2 * LANES
     pace = setting.traits.speed_mps * dice.uniform("lane.speed", count, 0.6, 1.2)
-    stands = dice.chance("lane.stopped", count, 0.04) | setting.waits
+    creeps = dice.chance("lane.creeps", 1, _CREEPING) | dice.chance("lane.slow", count, 0.05)
+    pace = torch.where(creeps, pace * dice.uniform("lane.crawl", count, 0.05, 0.3), pace)
+    stands = dice.uniform("lane.standstill", 1) < setting.traits.standstill
+    stands = stands | dice.chance("lane.stopped", count, 0.03) | setting.waits
     direction = -sign_of(torch.arange(count, device=dice.device) // LANES)
-    return torch.where(stands, 0.0, pace.clamp_max(_FASTEST_MPS)) * direction
+    return torch.where(stands, 0.0, pace.clamp(_SLOWEST_MPS, _FASTEST_MPS)) * direction
 
 
 def traffic(setting: Setting) -> Slots:
