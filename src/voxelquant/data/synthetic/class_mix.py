@@ -31,17 +31,17 @@ class Mix:
 
 MIXES: dict[ClassMix, Mix] = {
     "nuscenes": Mix(
-        lane_weights=(0.80, 0.135, 0.02, 0.012, 0.02, 0.006, 0.004),
-        parked_weights=(0.90, 0.07, 0.01, 0.02, 0.0, 0.0, 0.0),
-        depot_weights=(0.15, 0.30, 0.14, 0.03, 0.34, 0.0, 0.04),
-        riders=0.03,
-        stands=0.12,
-        work_zone=0.20,
-        barrier_row=(6, 44),
-        cone_row=0.25,
-        machines=0.6,
+        lane_weights=(0.77, 0.165, 0.037, 0.009, 0.025, 0.005, 0.003),
+        parked_weights=(0.90, 0.085, 0.006, 0.009, 0.0, 0.0, 0.0),
+        depot_weights=(0.14, 0.28, 0.13, 0.02, 0.40, 0.0, 0.03),
+        riders=0.015,
+        stands=0.065,
+        work_zone=0.26,
+        barrier_row=(6, 50),
+        cone_row=0.3,
+        machines=0.42,
         depot=0.0,
-        people=0.7,
+        people=0.5,
     ),
     "balanced": Mix(
         lane_weights=(0.68, 0.13, 0.06, 0.05, 0.04, 0.02, 0.02),

@@ -29,7 +29,7 @@ def pedestrians(setting: Setting) -> Slots:
     centre = places.repeat_interleave(2, 1) + dice.uniform("people.s", groups, -5.0, 5.0)
     any_turn = dice.uniform("people.turn", count, -math.pi, math.pi)
     along = torch.where(speed < 0, math.pi, 0.0) + dice.bell("people.veer", count) * 0.1
-    crowd = setting.traits.people * setting.mix.people
+    crowd = setting.traits.people * setting.traits.people * setting.mix.people
     here = (dice.uniform("people.group", groups) < crowd)[:, group]
     slots = make_slots(
         "pedestrian",

@@ -24,7 +24,7 @@ class Traits:
     standstill: Tensor  # chance that the traffic stands, whatever the light
     traffic: Tensor  # share of the places in the lanes
     parked: Tensor  # share of the places along the kerb
-    people: Tensor  # share of the places for groups on the side walk
+    people: Tensor  # root of the share of the places for groups on the side walk
     houses: Tensor  # share of the plots along the street
     setback_m: Tensor  # of the houses' centres behind the side walk
     high_walls: Tensor  # share of the places for walls along the side walk
@@ -66,10 +66,10 @@ AVENUE = SceneKind(
     lanes=(2.0, 3.6),
     walk_m=(3.0, 6.0),
     speed_mps=(5.0, 13.0),
-    standstill=(0.08, 0.08),
-    traffic=(0.25, 0.65),
-    parked=(0.0, 0.4),
-    people=(0.0, 0.8),
+    standstill=(0.05, 0.05),
+    traffic=(0.15, 0.5),
+    parked=(0.05, 0.5),
+    people=(0.0, 1.1),
     houses=(0.6, 1.0),
     setback_m=(11.0, 24.0),
     high_walls=(0.0, 0.1),
@@ -86,10 +86,10 @@ RESIDENTIAL = SceneKind(
     lanes=(1.0, 2.2),
     walk_m=(2.2, 4.0),
     speed_mps=(3.0, 9.0),
-    standstill=(0.08, 0.08),
-    traffic=(0.05, 0.35),
+    standstill=(0.06, 0.06),
+    traffic=(0.05, 0.25),
     parked=(0.2, 0.9),
-    people=(0.0, 0.5),
+    people=(0.0, 0.9),
     houses=(0.65, 1.0),
     setback_m=(9.0, 18.0),
     high_walls=(0.0, 0.2),
@@ -106,30 +106,30 @@ OPEN = SceneKind(
     lanes=(1.0, 3.6),
     walk_m=(2.0, 4.0),
     speed_mps=(6.0, 14.0),
-    standstill=(0.3, 0.3),
-    traffic=(0.02, 0.4),
-    parked=(0.0, 0.1),
-    people=(0.0, 0.15),
-    houses=(0.0, 0.12),
+    standstill=(0.4, 0.4),
+    traffic=(0.02, 0.3),
+    parked=(0.0, 0.15),
+    people=(0.0, 0.4),
+    houses=(0.0, 0.08),
     setback_m=(14.0, 26.0),
     high_walls=(0.0, 0.0),
     towers=(0.0, 0.3),
-    greens=(0.0, 0.15),
-    backdrop=(0.0, 0.35),
+    greens=(0.0, 0.1),
+    backdrop=(0.0, 0.3),
     furniture=(0.02, 0.3),
     valley_per_m=(-1 / 900, 1 / 1200),
     crossing=(0.25, 0.25),
     lot=(0.08, 0.08),
-    depot=(0.15, 0.15),
+    depot=(0.2, 0.2),
 )
 LOTS = SceneKind(
     lanes=(1.0, 2.5),
     walk_m=(2.0, 3.0),
     speed_mps=(2.0, 7.0),
-    standstill=(0.15, 0.15),
-    traffic=(0.03, 0.3),
-    parked=(0.0, 0.4),
-    people=(0.0, 0.3),
+    standstill=(0.12, 0.12),
+    traffic=(0.03, 0.2),
+    parked=(0.0, 0.5),
+    people=(0.0, 0.7),
     houses=(0.4, 1.0),
     setback_m=(12.0, 26.0),
     high_walls=(0.0, 0.3),
@@ -139,17 +139,17 @@ LOTS = SceneKind(
     furniture=(0.2, 0.6),
     valley_per_m=(-1 / 1200, 1 / 1000),
     crossing=(0.2, 0.2),
-    lot=(0.8, 0.8),
-    depot=(0.45, 0.45),
+    lot=(0.75, 0.75),
+    depot=(0.65, 0.65),
 )
 NARROW = SceneKind(
     lanes=(1.0, 1.3),
     walk_m=(1.8, 3.0),
     speed_mps=(2.5, 8.0),
-    standstill=(0.08, 0.08),
-    traffic=(0.05, 0.3),
+    standstill=(0.06, 0.06),
+    traffic=(0.05, 0.25),
     parked=(0.0, 0.8),
-    people=(0.0, 0.5),
+    people=(0.0, 0.9),
     houses=(0.6, 1.0),
     setback_m=(7.5, 9.5),
     high_walls=(0.3, 1.0),
@@ -164,8 +164,8 @@ NARROW = SceneKind(
 )
 KINDS_OF_SCENES = (AVENUE, RESIDENTIAL, OPEN, LOTS, NARROW)
 _SHARES = {
-    "nuscenes": [0.33, 0.27, 0.16, 0.12, 0.12],
-    "balanced": [0.33, 0.27, 0.16, 0.12, 0.12],
+    "nuscenes": [0.32, 0.26, 0.18, 0.13, 0.11],
+    "balanced": [0.32, 0.26, 0.18, 0.13, 0.11],
 }
 assert [f.name for f in fields(Traits)] == [f.name for f in fields(SceneKind)]
 

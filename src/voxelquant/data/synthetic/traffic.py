@@ -19,6 +19,7 @@ _VIEW_M = 95.0  # vehicles are laid out as far as this from the ego vehicle, at 
 _SPACING_M = 15.0
 _QUEUE_SPACING_M = 8.5
 _SLOWEST_MPS, _FASTEST_MPS = 0.25, 14.0
+_QUEUE_CROWD = 0.1  # a queue leaves fewer of its places empty
 _CREEPING = 0.12  # chance of stop and go in all lanes
 
 
@@ -50,7 +51,7 @@ def traffic(setting: Setting) -> Slots:
     behind = setting.stop_m + 4.0 + place * _QUEUE_SPACING_M + jitter.abs() * 0.4
     s_m = torch.where(setting.waits, setting.junction_m + sign * behind, free_m)
     seen = (s_m > low_m) & (s_m < high_m) & (rank < street.lanes[:, side])
-    crowded = setting.traits.traffic + torch.where(setting.waits, 0.25, 0.0)
+    crowded = setting.traits.traffic + torch.where(setting.waits, _QUEUE_CROWD, 0.0)
     return make_slots(
         pick_kind(drawn, VEHICLES),
         s_m,
