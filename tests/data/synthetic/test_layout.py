@@ -87,7 +87,7 @@ def test_every_class_occurs_and_moves_as_it_should() -> None:
     counts = torch.bincount(kind[kind < N_CLASSES], minlength=N_CLASSES)
     assert (counts >= 2 * 16).all(), dict(zip(CLASS_NAMES, counts.tolist(), strict=True))
     assert counts[0] == counts.max()
-    for name, low, high in (("car", 2.0, 15.0), ("pedestrian", 0.7, 1.8), ("bicycle", 2.0, 15.0)):
+    for name, low, high in (("car", 0.2, 15.0), ("pedestrian", 0.7, 1.8), ("bicycle", 0.2, 15.0)):
         moving = speed[(kind == KIND_INDEX[name]) & (speed > 0)]
         assert len(moving) > 10
         assert moving.min() >= low

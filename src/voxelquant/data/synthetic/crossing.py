@@ -21,7 +21,7 @@ _HILLY_M = 150.0  # length of street up to which the ground bends as drawn
 _CLEAR_M = 0.3  # kept free beside the junction
 
 
-def draw_roads(dice: Dice, traits: Traits, span_m: tuple[float, float]) -> Road:
+def draw_roads(dice: Dice, traits: Traits[Tensor], span_m: tuple[float, float]) -> Road:
     """The main street of each scene with the one across, if the scene has one."""
     curvature = dice.uniform("road.curvature", 1, -1 / 220, 1 / 220)
     # A parabola gets too steep where a long scene ends.
@@ -39,7 +39,7 @@ def draw_roads(dice: Dice, traits: Traits, span_m: tuple[float, float]) -> Road:
 
 
 def _draw_side_streets(
-    dice: Dice, traits: Traits, curvature: Tensor, span_m: tuple[float, float]
+    dice: Dice, traits: Traits[Tensor], curvature: Tensor, span_m: tuple[float, float]
 ) -> SideStreet:
     lanes = 1 + dice.choice("crossing.lanes", 1, [0.6, 0.4]).expand(-1, 2)
     street = SideStreet(

@@ -82,7 +82,7 @@ def lay_out(specs: Sequence[SceneSpec], config: WorldConfig, device: torch.devic
     """Scenes of one seed and length, laid out on `device`."""
     numbers = torch.tensor([spec.scene for spec in specs], dtype=torch.int64, device=device)
     dice = Dice(specs[0].seed, numbers)
-    kind = draw_kinds(dice, config.class_mix)
+    kind = draw_kinds(dice)
     setting, road = _main_setting(dice, kind, config, _duration_s(specs[0], config))
     ego_d, slots = _candidates(setting, road)
     size = draw_sizes(dice, slots)

@@ -4,65 +4,44 @@ A kind gives every trait a range; a scene draws its own values within the ranges
 """
 
 from dataclasses import astuple, dataclass, fields
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from voxelquant.data.synthetic.config import ClassMix
 from voxelquant.data.synthetic.hashing import Dice
 
-Range = tuple[float, float]
+Trait = TypeVar("Trait", tuple[float, float], Tensor)
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What is drawn about a scene, [b, 1] float64 each; shares are of the places there are."""
+class Traits(Generic[Trait]):
+    """What is drawn about a scene: the range of a kind, or the values of a batch, [b, 1] float64.
 
-    lanes: Tensor  # a side, rounded down
-    walk_m: Tensor  # width of a side walk
-    speed_mps: Tensor  # of free traffic; lanes differ
-    standstill: Tensor  # chance that the traffic stands, whatever the light
-    traffic: Tensor  # share of the places in the lanes
-    parked: Tensor  # share of the places along the kerb
-    people: Tensor  # root of the share of the places for groups on the side walk
-    houses: Tensor  # share of the plots along the street
-    setback_m: Tensor  # of the houses' centres behind the side walk
-    high_walls: Tensor  # share of the places for walls along the side walk
-    towers: Tensor  # share of the places for high buildings behind
-    greens: Tensor  # share of the places before the houses
-    backdrop: Tensor  # share of the places for trees further away
-    furniture: Tensor  # share of the places for poles, trees and signs at the kerb
-    valley_per_m: Tensor  # how the ground bends upwards to both sides
-    crossing: Tensor  # chance of a street across
-    lot: Tensor  # chance of a parking lot
-    depot: Tensor  # chance of a yard of large vehicles
+    Shares are of the places there are.
+    """
 
-
-@dataclass(frozen=True)
-class SceneKind:
-    """Ranges of the traits, in the order of `Traits`."""
-
-    lanes: Range
-    walk_m: Range
-    speed_mps: Range
-    standstill: Range
-    traffic: Range
-    parked: Range
-    people: Range
-    houses: Range
-    setback_m: Range
-    high_walls: Range
-    towers: Range
-    greens: Range
-    backdrop: Range
-    furniture: Range
-    valley_per_m: Range
-    crossing: Range
-    lot: Range
-    depot: Range
+    lanes: Trait  # a side, rounded down
+    walk_m: Trait  # width of a side walk
+    speed_mps: Trait  # of free traffic; lanes differ
+    standstill: Trait  # chance that the traffic stands, whatever the light
+    traffic: Trait  # share of the places in the lanes
+    parked: Trait  # share of the places along the kerb
+    people: Trait  # root of the share of the places for groups on the side walk
+    houses: Trait  # share of the plots along the street
+    setback_m: Trait  # of the houses' centres behind the side walk
+    high_walls: Trait  # share of the places for walls along the side walk
+    towers: Trait  # share of the places for high buildings behind
+    greens: Trait  # share of the places before the houses
+    backdrop: Trait  # share of the places for trees further away
+    furniture: Trait  # share of the places for poles, trees and signs at the kerb
+    valley_per_m: Trait  # how the ground bends upwards to both sides
+    crossing: Trait  # chance of a street across
+    lot: Trait  # chance of a parking lot
+    depot: Trait  # chance of a yard of large vehicles
 
 
-AVENUE = SceneKind(
+AVENUE = Traits(
     lanes=(2.0, 3.6),
     walk_m=(3.0, 6.0),
     speed_mps=(5.0, 13.0),
@@ -82,7 +61,7 @@ AVENUE = SceneKind(
     lot=(0.1, 0.1),
     depot=(0.03, 0.03),
 )
-RESIDENTIAL = SceneKind(
+RESIDENTIAL = Traits(
     lanes=(1.0, 2.2),
     walk_m=(2.2, 4.0),
     speed_mps=(3.0, 9.0),
@@ -102,7 +81,7 @@ RESIDENTIAL = SceneKind(
     lot=(0.1, 0.1),
     depot=(0.0, 0.0),
 )
-OPEN = SceneKind(
+OPEN = Traits(
     lanes=(1.0, 3.6),
     walk_m=(2.0, 4.0),
     speed_mps=(6.0, 14.0),
@@ -122,7 +101,7 @@ OPEN = SceneKind(
     lot=(0.08, 0.08),
     depot=(0.2, 0.2),
 )
-LOTS = SceneKind(
+LOTS = Traits(
     lanes=(1.0, 2.5),
     walk_m=(2.0, 3.0),
     speed_mps=(2.0, 7.0),
@@ -142,7 +121,7 @@ LOTS = SceneKind(
     lot=(0.75, 0.75),
     depot=(0.65, 0.65),
 )
-NARROW = SceneKind(
+NARROW = Traits(
     lanes=(1.0, 1.3),
     walk_m=(1.8, 3.0),
     speed_mps=(2.5, 8.0),
@@ -163,19 +142,15 @@ NARROW = SceneKind(
     depot=(0.0, 0.0),
 )
 KINDS_OF_SCENES = (AVENUE, RESIDENTIAL, OPEN, LOTS, NARROW)
-_SHARES = {
-    "nuscenes": [0.32, 0.26, 0.18, 0.13, 0.11],
-    "balanced": [0.32, 0.26, 0.18, 0.13, 0.11],
-}
-assert [f.name for f in fields(Traits)] == [f.name for f in fields(SceneKind)]
+_SHARES = [0.32, 0.26, 0.18, 0.13, 0.11]
 
 
-def draw_kinds(dice: Dice, class_mix: ClassMix) -> Tensor:
+def draw_kinds(dice: Dice) -> Tensor:
     """Index into KINDS_OF_SCENES for each scene, [b, 1] int64."""
-    return dice.choice("scene.kind", 1, _SHARES[class_mix])
+    return dice.choice("scene.kind", 1, _SHARES)
 
 
-def draw_traits(dice: Dice, kind: Tensor) -> Traits:
+def draw_traits(dice: Dice, kind: Tensor) -> Traits[Tensor]:
     """Traits of scenes of the given kinds, uniform within the kind's ranges."""
     table = torch.tensor(
         [astuple(k) for k in KINDS_OF_SCENES], dtype=torch.float64, device=dice.device

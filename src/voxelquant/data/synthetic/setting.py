@@ -19,7 +19,7 @@ class Setting:
 
     dice: Dice
     street: Street
-    traits: Traits
+    traits: Traits[Tensor]
     mix: Mix
     span_m: tuple[float, float]  # s between which something may stand
     duration_s: float
