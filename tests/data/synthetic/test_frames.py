@@ -111,6 +111,26 @@ def test_nothing_is_measured_inside_a_solid_or_below_the_ground() -> None:
     assert on_walk.double().mean() > 0.02
 
 
+def test_the_ground_is_measured_where_it_is_on_hills_and_at_crossings() -> None:
+    scenes = lay_out([SceneSpec(5, scene) for scene in range(12)], CONFIG, CPU)
+    rows = torch.arange(12)
+    revolutions = spin(scenes, rows, torch.full_like(rows, 9), CONFIG.lidar, 9)
+    returns = fire(scenes, revolutions, CONFIG.lidar)
+    far = 0
+    for row in range(12):
+        ground = returns.valid[row] & (returns.thing[row] < 0)
+        xyz = torch.stack([axis[row][ground] for axis in returns.xyz], dim=1).double()
+        pose = revolutions.sensor_to_world[row]
+        world = xyz @ pose[:3, :3].T + pose[:3, 3]
+        road = scenes.road.at(torch.tensor([row]))
+        above = world[:, 2] - road.height(world[None, :, 0], world[None, :, 1])[0]
+        assert above.min() > -NOISE_LIMIT_M
+        assert above.max() < KERB_HEIGHT_M + NOISE_LIMIT_M
+        far += int((xyz.norm(dim=1) > 30).sum())
+    assert scenes.road.side_street.here.any()
+    assert far > 12 * 100
+
+
 def test_moving_objects_smear_along_their_velocity_across_sweeps() -> None:
     frame = generate_frames(seed=5, scenes=[3], key_frames=1, config=CONFIG)[0]
     points, boxes = frame.points, frame.boxes_det3d

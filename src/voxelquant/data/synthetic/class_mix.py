@@ -31,15 +31,15 @@ class Mix:
 
 MIXES: dict[ClassMix, Mix] = {
     "nuscenes": Mix(
-        lane_weights=(0.77, 0.165, 0.037, 0.009, 0.025, 0.005, 0.003),
+        lane_weights=(0.766, 0.175, 0.034, 0.006, 0.025, 0.005, 0.003),
         parked_weights=(0.90, 0.085, 0.006, 0.009, 0.0, 0.0, 0.0),
         depot_weights=(0.14, 0.28, 0.13, 0.02, 0.40, 0.0, 0.03),
         riders=0.015,
         stands=0.065,
-        work_zone=0.26,
+        work_zone=0.28,
         barrier_row=(6, 50),
         cone_row=0.3,
-        machines=0.42,
+        machines=0.48,
         depot=0.0,
         people=0.5,
     ),

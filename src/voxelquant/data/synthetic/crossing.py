@@ -46,7 +46,7 @@ def _draw_side_streets(
         lanes=lanes,
         walk_m=dice.uniform("crossing.walk", 2, 2.0, 4.0),
         here=dice.uniform("crossing.here", 1) < traits.crossing,
-        main_waits=dice.chance("crossing.main_waits", 1, 0.35),
+        main_waits=dice.chance("crossing.main_waits", 1, 0.25),
         junction_m=curvature,
         x_m=curvature,
         y_m=curvature,

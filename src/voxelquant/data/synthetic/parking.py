@@ -44,7 +44,7 @@ def lot(setting: Setting, side: torch.Tensor) -> Slots:
     centre = setting.stretch_centres() + dice.uniform("lot.s", stretches, -25.0, 25.0)
     here = dice.uniform("lot.here", stretches) < setting.traits.lot
     full = dice.uniform("lot.full", stretches, 0.15, 0.95)
-    drawn = dice.choice("lot.kind", count, [0.95, 0.035, 0.015])
+    drawn = dice.choice("lot.kind", count, [0.955, 0.037, 0.008])
     outwards = dice.choice("lot.facing", count, [0.5, 0.5]) * 2.0 - 1.0
     return make_slots(
         pick_kind(drawn, ("car", "truck", "motorcycle")),

@@ -92,26 +92,37 @@ def _meet_ground(
     )
     origin = revolutions.sensor_to_world[:, :3, 3]
     road = scenes.road.at(revolutions.rows)
-    above = origin[:, 2:] - road.height(origin[:, :1], origin[:, 1:2])
+    above = (origin[:, 2:] - road.height(origin[:, :1], origin[:, 1:2])).float()
     slope_x, slope_y = (s.float() for s in road.gradient(origin[:, :1], origin[:, 1:2]))
-    # above + dz t = slope t + (bend_x dx^2 + bend_y dy^2) t^2, written so that no term cancels
     quadratic = road.bend_x_per_m.float() * dx * dx + road.bend_y_per_m.float() * dy * dy
     linear = dz - slope_x * dx - slope_y * dy
-    discriminant = linear * linear + 4 * quadratic * above.float()
+    x, y = (origin[:, axis : axis + 1].float() for axis in (0, 1))
+    # The roadway, and beyond the kerb a level above it; between the two stands the kerb's face.
+    low_m, low_cos = _meet_level(above, linear, quadratic)
+    reach = torch.where(torch.isinf(low_m), 0.0, low_m)
+    offset, beyond = road.offsets(x + reach * dx, y + reach * dy)
+    top_m, top_cos = _meet_level((above - KERB_HEIGHT_M).clamp_min(0.1), linear, quadratic)
+    reach = torch.where(torch.isinf(top_m), 0.0, top_m)
+    _, beyond_on_top = road.offsets(x + reach * dx, y + reach * dy)
+    on_top = beyond_on_top > 0
+    overshoot = (beyond / (beyond - beyond_on_top).clamp_min(1e-3)).clamp(0, 1)
+    face_m = low_m - torch.where(beyond > 0, overshoot * (low_m - top_m), 0.0)
+    range_m = torch.where(on_top, top_m, face_m)
+    cos = torch.where(on_top, top_cos, low_cos)
+    return range_m, cos, (offset, torch.maximum(beyond, beyond_on_top))
+
+
+def _meet_level(above: Tensor, linear: Tensor, quadratic: Tensor) -> tuple[Tensor, Tensor]:
+    """Range at which a ray has lost `above` metres on the ground (inf: never), and how steeply.
+
+    Solves above + linear t = quadratic t^2, written so that no term cancels; the slope of the
+    height above the ground at the solution is the root of the discriminant.
+    """
+    discriminant = linear * linear + 4 * quadratic * above
     root = torch.sqrt(discriminant.clamp_min(0.0))
     reachable = (discriminant > 0) & (root > linear)  # in a valley also a little upwards
-    range_m = 2 * above.float() / torch.where(reachable, root - linear, 1.0)
-    range_m = torch.where(reachable, range_m, torch.inf)
-    step = (above.float() - KERB_HEIGHT_M).clamp_min(0.1) / above.float()
-    reach = torch.where(reachable, range_m, 0.0)
-    x, y = (origin[:, axis : axis + 1].float() for axis in (0, 1))
-    offset, beyond = road.offsets(x + reach * dx, y + reach * dy)
-    _, beyond_on_top = road.offsets(x + reach * step * dx, y + reach * step * dy)
-    # Beyond the kerb the ground is higher; a ray between the two levels meets the kerb's face.
-    overshoot = beyond / (beyond - beyond_on_top).clamp_min(1e-3)
-    face = range_m * (1 - overshoot.clamp(0, 1) * (1 - step))
-    walk = torch.where(beyond_on_top > 0, range_m * step, face)
-    return torch.where(beyond > 0, walk, range_m), root, (offset, beyond)
+    range_m = 2 * above / torch.where(reachable, root - linear, 1.0)
+    return torch.where(reachable, range_m, torch.inf), root
 
 
 def _surface(

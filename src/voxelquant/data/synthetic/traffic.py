@@ -30,7 +30,7 @@ def lane_speeds_mps(setting: Setting) -> Tensor:
     creeps = dice.chance("lane.creeps", 1, _CREEPING) | dice.chance("lane.slow", count, 0.05)
     pace = torch.where(creeps, pace * dice.uniform("lane.crawl", count, 0.05, 0.3), pace)
     stands = dice.uniform("lane.standstill", 1) < setting.traits.standstill
-    stands = stands | dice.chance("lane.stopped", count, 0.03) | setting.waits
+    stands = stands | dice.chance("lane.stopped", count, 0.02) | setting.waits
     direction = -sign_of(torch.arange(count, device=dice.device) // LANES)
     return torch.where(stands, 0.0, pace.clamp(_SLOWEST_MPS, _FASTEST_MPS)) * direction
 
