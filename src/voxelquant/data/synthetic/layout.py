@@ -29,6 +29,7 @@ _REACH_M = 90.0  # of what stands, before and behind the ego vehicle
 _SIDE_STREET_M = 80.0  # of what stands along the side street, to both sides
 _FASTEST_EGO_MPS = 14.0
 _REAR_AXLE_TO_CENTRE_M = 1.3
+_EGO_LEAN = 0.011  # deviation, as a slope: load, springs and the camber of the lane
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Scenes:
     road: Road
     ego_speed_mps: Tensor  # [b, 1]
     ego_d_m: Tensor  # [b, 1]
+    ego_lean: Tensor  # [b, 2] slope of the ego vehicle's body on level ground: up ahead, up left
     global_xy_m: Tensor  # [b, 2], origin of the scene in the global frame
     global_yaw_rad: Tensor  # [b, 1]
     slots: Slots
@@ -78,6 +80,14 @@ def ego_poses(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Poses:
     return Poses(x, y, road.height(x, y), heading)
 
 
+def ego_slopes(scenes: Scenes, rows: Tensor, ego: Poses) -> tuple[Tensor, Tensor]:
+    """Slope of the ego vehicle's floor along world x and y: the ground's and its own, [r, 1]."""
+    slope_x, slope_y = scenes.road.at(rows).gradient(ego.x, ego.y)
+    cos, sin = torch.cos(ego.heading_rad), torch.sin(ego.heading_rad)
+    ahead, left = scenes.ego_lean[rows, :1], scenes.ego_lean[rows, 1:]
+    return slope_x + ahead * cos - left * sin, slope_y + ahead * sin + left * cos
+
+
 def lay_out(specs: Sequence[SceneSpec], config: WorldConfig, device: torch.device) -> Scenes:
     """Scenes of one seed and length, laid out on `device`."""
     numbers = torch.tensor([spec.scene for spec in specs], dtype=torch.int64, device=device)
@@ -98,6 +108,7 @@ def lay_out(specs: Sequence[SceneSpec], config: WorldConfig, device: torch.devic
         road=road,
         ego_speed_mps=setting.viewer_mps,
         ego_d_m=ego_d,
+        ego_lean=dice.bell("ego.lean", 2) * _EGO_LEAN,
         global_xy_m=dice.uniform("global.xy", 2, 300.0, 1800.0),
         global_yaw_rad=dice.uniform("global.yaw", 1, -math.pi, math.pi),
         slots=slots,
