@@ -89,7 +89,7 @@ OPEN = Traits(
     traffic=(0.02, 0.3),
     parked=(0.0, 0.15),
     people=(0.0, 0.4),
-    houses=(0.0, 0.08),
+    houses=(0.0, 0.06),
     setback_m=(14.0, 26.0),
     high_walls=(0.0, 0.0),
     towers=(0.0, 0.3),
@@ -142,7 +142,7 @@ NARROW = Traits(
     depot=(0.0, 0.0),
 )
 KINDS_OF_SCENES = (AVENUE, RESIDENTIAL, OPEN, LOTS, NARROW)
-_SHARES = [0.32, 0.26, 0.18, 0.13, 0.11]
+_SHARES = [0.30, 0.25, 0.21, 0.13, 0.11]
 
 
 def draw_kinds(dice: Dice) -> Tensor:
