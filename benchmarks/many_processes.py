@@ -21,6 +21,7 @@ import torch
 from voxelquant.recipes.demo import tiny_weights
 
 CONFIG = "centerpoint_tiny"
+BALANCED = ("--class-mix", "balanced")  # few frames must hold every class
 ONE = (sys.executable,)
 KEY_FRAMES = 4  # of a scene; one scene in four validates
 MORE = {
@@ -55,7 +56,7 @@ def run(launcher: tuple[str, ...], *arguments: object) -> float:
 def compare(folder: Path, processes: int, device: str, frames: int) -> bool:
     data = folder / "data"
     scenes = max(4, frames // KEY_FRAMES)
-    run(ONE, "synth", "--out", data, "--scenes", scenes, "--key-frames", KEY_FRAMES)
+    run(ONE, "synth", "--out", data, "--scenes", scenes, "--key-frames", KEY_FRAMES, *BALANCED)
     common = (CONFIG, "--data", data, "--weights", tiny_weights(), "--device", device)
     equal = True
     launchers = {"one": ONE, "one again": ONE, "several": several(processes)}

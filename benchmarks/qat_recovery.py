@@ -22,6 +22,7 @@ from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.demo import tiny_weights
 
 CONFIG = "centerpoint_tiny"
+BALANCED = ("--class-mix", "balanced")  # as the shipped weights were trained
 # Of the shipped weights' training: 1; calibration: 2; validation: 3; a frame to export on: 4.
 CALIBRATION_SEED, VALIDATION_SEED, TRAINING_SEED = 2, 3, 5
 RECIPES = Path(__file__).parent / "recipes"
@@ -80,7 +81,8 @@ class Experiment:
             ("validation", VALIDATION_SEED, f"synthetic_val={self.plan.scenes}"),
         ):
             root = self.folder / name
-            self.runs.run(name, "synth", "--out", root, "--seed", seed, "--split", split)
+            split_and_mix = ("--split", split, *BALANCED)
+            self.runs.run(name, "synth", "--out", root, "--seed", seed, *split_and_mix)
 
     def ptq(self) -> None:
         """The reference's policy, 4 bits with maximum ranges, and the bad one."""
@@ -114,7 +116,8 @@ class Experiment:
         result = "qat.safetensors" if verb == "qat" else "weights.safetensors"
         self.runs.run(
             f"{name}/{result}",
-            verb, CONFIG, "--data", "synthetic", "--weights", weights, "--lr-max", "1e-4",
+            verb, CONFIG, "--data", "synthetic", *BALANCED,
+            "--weights", weights, "--lr-max", "1e-4",
             "--steps", self.plan.steps, "--seed", TRAINING_SEED, "--amp",
             "--pool-size", self.plan.pool_size, "--work-dir", work_dir, *resume,
         )  # fmt: skip

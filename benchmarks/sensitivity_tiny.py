@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from voxelquant.data.synthetic import TABLE_VERSION, SceneSpec, write_dataset
+from voxelquant.data.synthetic import TABLE_VERSION, SceneSpec, WorldConfig, write_dataset
 from voxelquant.quant.state import ACTIVATION_AMAX, QuantState
 from voxelquant.recipes.artifacts import provenance, to_jsonable, write_json_atomic
 from voxelquant.recipes.demo import CONFIG, tiny_weights
@@ -77,7 +77,7 @@ def write_world(root: Path, scenes: int) -> Path:
         CALIBRATION_SPLIT: [SceneSpec(CALIBRATION_SEED, scene, 1) for scene in range(10)],
         VALIDATION_SPLIT: [SceneSpec(VALIDATION_SEED, scene, 2) for scene in range(scenes)],
     }
-    write_dataset(root, splits)
+    write_dataset(root, splits, config=WorldConfig(class_mix="balanced"))
     return root
 
 

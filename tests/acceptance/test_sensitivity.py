@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from voxelquant.data.synthetic import TABLE_VERSION, SceneSpec, write_dataset
+from voxelquant.data.synthetic import TABLE_VERSION, SceneSpec, WorldConfig, write_dataset
 from voxelquant.detection.config import config_to_yaml, load_config
 from voxelquant.quant.state import ACTIVATION_AMAX, QuantState
 from voxelquant.recipes.calibrated import calibration_batches, quantize_detector
@@ -37,7 +37,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> SensitivityResult:
     """Two frames in a square of 51 m, which the world fills with two dozen objects each."""
     folder: Path = tmp_path_factory.mktemp("sensitivity")
     splits = {"ranges": [SceneSpec(2, 0, 1)], "frames": [SceneSpec(3, n, 1) for n in range(2)]}
-    write_dataset(folder / "data", splits)
+    write_dataset(folder / "data", splits, config=WorldConfig(class_mix="balanced"))
     tiny = load_config("centerpoint_tiny")
     config = tiny.model_copy(update={"point_range": (-25.6, -25.6, -5.0, 25.6, 25.6, 3.0)})
     (folder / "near.yaml").write_text(config_to_yaml(config))

@@ -26,7 +26,10 @@ def test_synth_writes_what_it_says(tmp_path, done) -> None:
         "synthetic_train": ["synthetic-9-00000"],
         "synthetic_val": ["synthetic-9-00001"],
     }
-    assert len(read_json(tmp_path / "data" / "v1.0-synthetic" / "sample.json")) == 2
+    tables = tmp_path / "data" / "v1.0-synthetic"
+    assert len(read_json(tables / "sample.json")) == 2
+    assert read_json(tables / "synthetic_world.json")["config"]["class_mix"] == "nuscenes"
+    assert "class mix nuscenes" in read_json(tables / "scene.json")[0]["description"]
     assert done(*synth).stdout == shown  # written already: kept
 
 

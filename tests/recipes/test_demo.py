@@ -187,7 +187,7 @@ def visible_instances(plan: DemoPlan) -> Counter[str]:
     ]
     counts: Counter[str] = Counter()
     for group in group_scenes(specs, torch.device("cpu")):
-        scenes = lay_out(group, WorldConfig(), torch.device("cpu"))
+        scenes = lay_out(group, WorldConfig(class_mix=plan.class_mix), torch.device("cpu"))
         for row, seen in visible_slots(scenes, len(group), plan.key_frames):
             kinds = scenes.slots.kind[row][seen].tolist()
             counts.update(CLASS_NAMES[kind] for kind in kinds)

@@ -19,6 +19,7 @@ from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.data.object_database import ObjectDatabase, database_name
 from voxelquant.data.object_sampler import ObjectSampler
 from voxelquant.data.sampling import Shard
+from voxelquant.data.synthetic import WorldConfig
 from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.errors import BadInputError, DatasetError
 from voxelquant.recipes import pasted_objects
@@ -36,6 +37,7 @@ from voxelquant.recipes.training_source import (
     training_transforms,
 )
 
+BALANCED = WorldConfig(class_mix="balanced")
 WORKERS = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
@@ -111,7 +113,12 @@ def test_a_config_without_sampler_is_left_alone(setting: Setting) -> None:
     assert setting.sampler is None
     assert sorted(setting.root.rglob("*")) == files
     synthetic = synthetic_object_sampler(
-        load_config("centerpoint_tiny"), 0, 2, device="cpu", reporter=StageReporter()
+        load_config("centerpoint_tiny"),
+        0,
+        2,
+        world_config=WorldConfig(),
+        device="cpu",
+        reporter=StageReporter(),
     )
     assert synthetic is None
     with pytest.raises(AssertionError, match="goes unheeded"):
@@ -325,10 +332,22 @@ def test_the_synthetic_world_lends_its_first_frames() -> None:
 
     def source() -> SyntheticSource:
         pasting = synthetic_object_sampler(
-            config, 3, 2, device="cpu", reporter=StageReporter(stream)
+            config,
+            3,
+            2,
+            world_config=BALANCED,
+            device="cpu",
+            reporter=StageReporter(stream),
         )
         transforms = training_transforms(config, pasting)
-        return SyntheticSource(seed=3, pool_size=2, turnover=0, device="cpu", transforms=transforms)
+        return SyntheticSource(
+            seed=3,
+            pool_size=2,
+            turnover=0,
+            device="cpu",
+            transforms=transforms,
+            world_config=BALANCED,
+        )
 
     unbroken = source()
     plain = unbroken.draw(0, 1)[0]

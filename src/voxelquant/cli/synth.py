@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from voxelquant.cli.training_options import CLASS_MIX_OPTION
+
 
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Data root to make.")
@@ -16,6 +18,7 @@ import click
     "--split", "splits", multiple=True, metavar="NAME=SCENES", help="Repeatable; not with --scenes."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@CLASS_MIX_OPTION
 def command(**options: object) -> None:
     """Write a synthetic LiDAR world in nuScenes v1.0 format."""
     from voxelquant.recipes.progress import StageReporter

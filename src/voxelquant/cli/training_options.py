@@ -6,6 +6,14 @@ from typing import Any
 
 import click
 
+CLASS_MIX_OPTION = click.option(
+    "--class-mix",
+    default="nuscenes",
+    show_default=True,
+    type=click.Choice(["nuscenes", "balanced"]),
+    help="Of the synthetic world: classes as frequent as in nuScenes, or rare ones more often.",
+)
+
 _OPTIONS = (
     click.argument("config"),
     click.option(
@@ -50,6 +58,7 @@ _OPTIONS = (
         type=click.IntRange(min=0),
         help="Of these, replaced every step.",
     ),
+    CLASS_MIX_OPTION,
     click.option(
         "--num-workers",
         default=0,

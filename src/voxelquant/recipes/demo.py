@@ -11,7 +11,10 @@ from typing import Any
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.synthetic import (
     TABLE_VERSION,
+    WORLD_VERSION,
+    ClassMix,
     SceneSpec,
+    WorldConfig,
     count_visible_instances,
     write_dataset,
 )
@@ -51,6 +54,7 @@ class DemoPlan:
         validation_scenes: scenes of `key_frames` key frames each.
         key_frames: key frames of a validation scene, 0.5 s apart.
         pictures: validation frames drawn in the report.
+        class_mix: of the world; balanced, since so few frames must show every class.
     """
 
     calibration_seed: int = 2
@@ -59,6 +63,7 @@ class DemoPlan:
     validation_scenes: int = 21
     key_frames: int = 2
     pictures: int = 4
+    class_mix: ClassMix = "balanced"
 
 
 @dataclass
@@ -122,6 +127,7 @@ def run_demo(folder: Path, plan: DemoPlan, reporter: StageReporter) -> dict[str,
         "export": {"warnings": defects},
         "seeds": seeds,
         "plan": asdict(plan),
+        "world_version": WORLD_VERSION,
         **provenance(config=run.config),
     }
     with reporter.stage("report", "drawing the report"):
@@ -150,7 +156,8 @@ def _write_world(run: DemoRun) -> dict[str, int]:
         ],
     }
     with run.reporter.stage("synth", "writing a synthetic LiDAR world") as advance:
-        write_dataset(run.data_root, splits, progress=advance)
+        config = WorldConfig(class_mix=plan.class_mix)
+        write_dataset(run.data_root, splits, config=config, progress=advance)
     return count_visible_instances(run.data_root / TABLE_VERSION, VALIDATION_SPLIT)
 
 

@@ -22,7 +22,7 @@ from voxelquant.data.object_sampler import ObjectSampler
 from voxelquant.data.objects import ObjectsInMemory, ObjectSource
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import Shard
-from voxelquant.data.synthetic import generate_frames
+from voxelquant.data.synthetic import WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.errors import BadInputError, DatasetError
 from voxelquant.recipes.datasets import find_det3d_file
@@ -90,6 +90,7 @@ def synthetic_object_sampler(
     seed: int,
     pool_size: int,
     *,
+    world_config: WorldConfig,
     device: torch.device | str,
     reporter: StageReporter,
 ) -> ObjectSampler | None:
@@ -112,7 +113,9 @@ def synthetic_object_sampler(
         def frames() -> Iterator[Frame]:
             for begin in range(0, n, _FRAMES_AT_ONCE):
                 scenes = range(begin, min(n, begin + _FRAMES_AT_ONCE))
-                yield from generate_frames(seed, scenes, key_frames=1, device=device)
+                yield from generate_frames(
+                    seed, scenes, key_frames=1, device=device, config=world_config
+                )
                 advance(scenes.stop, n)
 
         source = ObjectsInMemory(map(keep_seen_boxes, frames()), config.class_names)

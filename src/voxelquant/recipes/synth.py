@@ -10,7 +10,9 @@ from pathlib import Path
 
 from voxelquant.data.synthetic import (
     TABLE_VERSION,
+    ClassMix,
     SceneSpec,
+    WorldConfig,
     count_visible_instances,
     write_dataset,
 )
@@ -34,6 +36,7 @@ class SynthRequest:
         key_frames: key frames a scene, half a second apart.
         splits: `NAME=SCENES` of each split.
         device: where the points are made.
+        class_mix: classes as frequent as in nuScenes, or balanced for small sets.
     """
 
     out: Path
@@ -42,6 +45,7 @@ class SynthRequest:
     key_frames: int = 2
     splits: tuple[str, ...] = ()
     device: str = "auto"
+    class_mix: ClassMix = "nuscenes"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
     title = f"writing {first} scenes of seed {request.seed}"
     with reporter.stage("synth", title) as advance:
         device = choose_device(request.device)
-        write_dataset(request.out, splits, device=device, progress=advance)
+        config = WorldConfig(class_mix=request.class_mix)
+        write_dataset(request.out, splits, device=device, config=config, progress=advance)
     tables = request.out / TABLE_VERSION
     return WrittenWorld(
         root=request.out,

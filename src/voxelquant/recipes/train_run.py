@@ -11,6 +11,7 @@ import torch
 from voxelquant.atomic_file import remove_unfinished
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import class_balanced_order
+from voxelquant.data.synthetic import WORLD_VERSION, ClassMix, WorldConfig
 from voxelquant.detection.checkpoint import load_weights, save_weights
 from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
 from voxelquant.detection.detector import CenterPoint
@@ -73,6 +74,7 @@ class TrainRequest:
         stop_after_s: leave with a checkpoint after so many seconds.
         pool_size: synthetic frames held on the device.
         turnover: synthetic frames replaced before each step.
+        class_mix: of the synthetic world.
         num_workers: processes that read a dataset on disk ahead of the training.
     """
 
@@ -94,6 +96,7 @@ class TrainRequest:
     stop_after_s: float | None = None
     pool_size: int = 1024
     turnover: int = 2
+    class_mix: ClassMix = "nuscenes"
     num_workers: int = 0
 
 
@@ -193,6 +196,7 @@ def _plan_run(
     }
     if request.data == SYNTHETIC:
         shared |= {"pool size": request.pool_size, "turnover": request.turnover}
+        shared |= {"class mix": request.class_mix, "world version": WORLD_VERSION}
     if isinstance(source, DatasetSource) and isinstance(source.dataset, FrameDataset):
         shared["frames"] = shown_digest(" ".join(source.dataset.sample_tokens))
     shared["weights"] = shown_digest(request.weights)
@@ -224,8 +228,14 @@ def _open_source(
 ) -> TrainingSource:
     require_lidar_reader(config)
     if request.data == SYNTHETIC:
+        world_config = WorldConfig(class_mix=request.class_mix)
         pasting = synthetic_object_sampler(
-            config, request.seed, request.pool_size, device=world.device, reporter=reporter
+            config,
+            request.seed,
+            request.pool_size,
+            world_config=world_config,
+            device=world.device,
+            reporter=reporter,
         )
         return SyntheticSource(
             seed=request.seed,
@@ -234,6 +244,7 @@ def _open_source(
             device=world.device,
             transforms=training_transforms(config, pasting),
             shard=world.shard,
+            world_config=world_config,
         )
     dataset = open_dataset(
         config, request.data, request.split, request.version, purpose=Purpose.TRAIN

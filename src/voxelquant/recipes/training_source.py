@@ -13,7 +13,7 @@ from voxelquant.data.augment import Augmentation, drop_boxes_outside
 from voxelquant.data.frame import Frame
 from voxelquant.data.loader import Frames, LoaderOptions, RandomTransform, training_loader
 from voxelquant.data.sampling import EpochSampler, Shard
-from voxelquant.data.synthetic import generate_frames
+from voxelquant.data.synthetic import WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig
 
 _FRAMES_AT_ONCE = 16
@@ -74,6 +74,7 @@ class SyntheticSource:
         device: where frames are generated and kept.
         transforms: applied to every frame that is drawn, one after the other.
         shard: ranks make, draw and augment different frames; each has a pool of its own.
+        world_config: the world; default: classes as frequent as in nuScenes.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class SyntheticSource:
         device: torch.device | str,
         transforms: Sequence[RandomTransform] = (),
         shard: Shard | None = None,
+        world_config: WorldConfig | None = None,
     ) -> None:
         self.seed = seed
+        self.world_config = world_config or WorldConfig()
         self.shard = shard or Shard()
         self.pool_size = pool_size
         self.turnover = turnover
@@ -141,7 +144,9 @@ class SyntheticSource:
             ids = missing[begin : begin + _FRAMES_AT_ONCE]
             # Scenes are dealt out to the ranks in turn.
             scenes = [f * self.shard.world_size + self.shard.rank for f in ids]
-            frames = generate_frames(self.seed, scenes, key_frames=1, device=self.device)
+            frames = generate_frames(
+                self.seed, scenes, key_frames=1, device=self.device, config=self.world_config
+            )
             for frame_id, frame in zip(ids, frames, strict=True):
                 self._frame_ids[frame_id % self.pool_size] = frame_id
                 self._frames[frame_id % self.pool_size] = keep_seen_boxes(frame)

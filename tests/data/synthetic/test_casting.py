@@ -16,7 +16,7 @@ CONFIG = WorldConfig()
 LIDAR = CONFIG.lidar
 
 
-def a_revolution(scene: int = 0) -> tuple[Solids, Revolutions, Beams]:
+def a_revolution(scene: int = 1) -> tuple[Solids, Revolutions, Beams]:
     scenes = lay_out([SceneSpec(3, scene)], CONFIG, torch.device("cpu"))
     rows, numbers = torch.tensor([0]), torch.tensor([9])
     revolutions = spin(scenes, rows, numbers, LIDAR, CONFIG.sweeps - 1)

@@ -14,14 +14,14 @@ from voxelquant.data.synthetic.sensor import spin
 from voxelquant.data.synthetic.solids import collect_solids
 from voxelquant.errors import DatasetError
 
-CONFIG = WorldConfig()
+CONFIG = WorldConfig(class_mix="balanced")  # many objects of every class in few frames
 NOISE_LIMIT_M = 2.45 * CONFIG.lidar.range_noise_m  # triangular noise is bounded
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def frames() -> list[Frame]:
-    return generate_frames(seed=5, scenes=[0, 1, 2], key_frames=2)
+    return generate_frames(seed=5, scenes=[0, 1, 2], key_frames=2, config=CONFIG)
 
 
 def assert_equal_frames(first: Frame, second: Frame) -> None:
@@ -32,13 +32,13 @@ def assert_equal_frames(first: Frame, second: Frame) -> None:
 
 
 def test_a_scene_does_not_depend_on_its_batch(frames: list[Frame]) -> None:
-    alone = generate_frames(seed=5, scenes=[1], key_frames=2)
+    alone = generate_frames(seed=5, scenes=[1], key_frames=2, config=CONFIG)
     assert_equal_frames(alone[0], frames[2])
     assert_equal_frames(alone[1], frames[3])
 
 
 def test_seeds_and_scenes_differ(frames: list[Frame]) -> None:
-    other = generate_frames(seed=6, scenes=[0], key_frames=1)[0]
+    other = generate_frames(seed=6, scenes=[0], key_frames=1, config=CONFIG)[0]
     tokens = {frame.token for frame in [*frames, other]}
     assert len(tokens) == 7
     assert other.points.shape != frames[0].points.shape
@@ -62,7 +62,7 @@ def test_a_frame_is_what_the_contract_says(frames: list[Frame]) -> None:
         assert frame.boxes_det3d.dtype == torch.float32
         assert frame.labels.dtype == frame.num_lidar_pts.dtype == torch.int64
         assert frame.num_lidar_pts.shape == (count,)
-        assert 40 <= count <= 130
+        assert 30 <= count <= 150
         assert (frame.boxes_det3d[:, 3:6] > 0).all()
         assert (frame.boxes_det3d[:, 8].abs() <= math.pi + 1e-6).all()
 
@@ -111,8 +111,28 @@ def test_nothing_is_measured_inside_a_solid_or_below_the_ground() -> None:
     assert on_walk.double().mean() > 0.02
 
 
+def test_the_ground_is_measured_where_it_is_on_hills_and_at_crossings() -> None:
+    scenes = lay_out([SceneSpec(5, scene) for scene in range(12)], CONFIG, CPU)
+    rows = torch.arange(12)
+    revolutions = spin(scenes, rows, torch.full_like(rows, 9), CONFIG.lidar, 9)
+    returns = fire(scenes, revolutions, CONFIG.lidar)
+    far = 0
+    for row in range(12):
+        ground = returns.valid[row] & (returns.thing[row] < 0)
+        xyz = torch.stack([axis[row][ground] for axis in returns.xyz], dim=1).double()
+        pose = revolutions.sensor_to_world[row]
+        world = xyz @ pose[:3, :3].T + pose[:3, 3]
+        road = scenes.road.at(torch.tensor([row]))
+        above = world[:, 2] - road.height(world[None, :, 0], world[None, :, 1])[0]
+        assert above.min() > -NOISE_LIMIT_M
+        assert above.max() < KERB_HEIGHT_M + NOISE_LIMIT_M
+        far += int((xyz.norm(dim=1) > 30).sum())
+    assert scenes.road.side_street.here.any()
+    assert far > 12 * 100
+
+
 def test_moving_objects_smear_along_their_velocity_across_sweeps() -> None:
-    frame = generate_frames(seed=5, scenes=[3], key_frames=1)[0]
+    frame = generate_frames(seed=5, scenes=[3], key_frames=1, config=CONFIG)[0]
     points, boxes = frame.points, frame.boxes_det3d
     speed = boxes[:, 6:8].norm(dim=1)
     moved = 0

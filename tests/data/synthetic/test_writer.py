@@ -9,6 +9,7 @@ from voxelquant.data.synthetic import (
     CLASS_NAMES,
     TABLE_VERSION,
     SceneSpec,
+    WorldConfig,
     count_visible_instances,
     generate_frames,
     write_dataset,
@@ -16,6 +17,7 @@ from voxelquant.data.synthetic import (
 from voxelquant.errors import DatasetError
 from voxelquant.geometry.rigid import pose_matrix, quaternion_to_yaw
 
+BALANCED = WorldConfig(class_mix="balanced")
 SPLITS = {
     "calibration": [SceneSpec(21, 0, key_frames=1)],
     "validation": [SceneSpec(22, 0, key_frames=3)],
@@ -26,7 +28,9 @@ SPLITS = {
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     calls: list[tuple[int, int]] = []
     folder = tmp_path_factory.mktemp("world") / "data"
-    written = write_dataset(folder, SPLITS, progress=lambda *call: calls.append(call))
+    written = write_dataset(
+        folder, SPLITS, config=BALANCED, progress=lambda *call: calls.append(call)
+    )
     assert written == folder
     assert calls == [(1, 2), (2, 2)]
     return folder
@@ -68,7 +72,7 @@ def load_as_nuscenes_loaders_do(root: Path, sample_token: str) -> np.ndarray:
 
 
 def test_points_on_disk_equal_points_in_memory(root: Path) -> None:
-    frames = generate_frames(seed=22, scenes=[0], key_frames=3)
+    frames = generate_frames(seed=22, scenes=[0], key_frames=3, config=BALANCED)
     for frame in frames:
         loaded = load_as_nuscenes_loaders_do(root, frame.token)
         torch.testing.assert_close(
@@ -90,7 +94,9 @@ def test_every_key_frame_has_nine_true_sweeps(devkit) -> None:  # type: ignore[n
 
 
 def test_the_devkit_reads_boxes_as_they_are_in_memory(devkit) -> None:  # type: ignore[no-untyped-def]
-    frames = {frame.token: frame for frame in generate_frames(22, [0], key_frames=3)}
+    frames = {
+        frame.token: frame for frame in generate_frames(22, [0], key_frames=3, config=BALANCED)
+    }
     seen = 0
     for token, frame in frames.items():
         record = devkit.get("sample", token)["data"]["LIDAR_TOP"]
@@ -111,7 +117,7 @@ def test_the_devkit_reads_boxes_as_they_are_in_memory(devkit) -> None:  # type: 
 
 
 def test_devkit_velocities_are_the_objects_speeds(devkit) -> None:  # type: ignore[no-untyped-def]
-    frame = generate_frames(22, [0], key_frames=3)[1]
+    frame = generate_frames(22, [0], key_frames=3, config=BALANCED)[1]
     annotations = devkit.get("sample", frame.token)["anns"]
     expected = frame.boxes_det3d[:, 6:8].norm(dim=1).tolist()
     measured = [float(np.linalg.norm(devkit.box_velocity(token)[:2])) for token in annotations]
@@ -167,7 +173,7 @@ def test_all_thirteen_tables_and_the_splits_exist(root: Path) -> None:
 def test_instances_are_counted_within_the_range_of_the_metric(root: Path, devkit) -> None:  # type: ignore[no-untyped-def]
     counts = count_visible_instances(root / TABLE_VERSION, "validation")
     assert set(counts) == set(CLASS_NAMES)
-    frames = generate_frames(22, [0], key_frames=3)
+    frames = generate_frames(22, [0], key_frames=3, config=BALANCED)
     limit_m = torch.tensor([50, 50, 50, 50, 50, 30, 40, 40, 40, 30])
     one_frame = torch.zeros(10, dtype=torch.int64)
     for frame in frames:
@@ -185,10 +191,12 @@ def test_instances_are_counted_within_the_range_of_the_metric(root: Path, devkit
 
 def test_the_same_data_set_is_reused_and_another_is_refused(root: Path) -> None:
     before = (root / TABLE_VERSION / "sample.json").stat().st_mtime_ns
-    assert write_dataset(root, SPLITS) == root
+    assert write_dataset(root, SPLITS, config=BALANCED) == root
     assert (root / TABLE_VERSION / "sample.json").stat().st_mtime_ns == before
+    with pytest.raises(DatasetError, match="other config"):
+        write_dataset(root, SPLITS)  # the other class mix
     with pytest.raises(DatasetError, match="other splits"):
-        write_dataset(root, {"validation": [SceneSpec(22, 1)]})
+        write_dataset(root, {"validation": [SceneSpec(22, 1)]}, config=BALANCED)
 
 
 def test_a_folder_with_other_content_is_left_alone(tmp_path: Path) -> None:

@@ -1,6 +1,12 @@
 """The synthetic LiDAR world: seeded scenes, a spinning LiDAR, nuScenes tables."""
 
-from voxelquant.data.synthetic.config import WORLD_VERSION, LidarConfig, SceneSpec, WorldConfig
+from voxelquant.data.synthetic.config import (
+    WORLD_VERSION,
+    ClassMix,
+    LidarConfig,
+    SceneSpec,
+    WorldConfig,
+)
 from voxelquant.data.synthetic.frames import generate_frames, stream_frames
 from voxelquant.data.synthetic.generated import GeneratedFrames
 from voxelquant.data.synthetic.statistics import count_visible_instances
@@ -11,6 +17,7 @@ __all__ = [
     "CLASS_NAMES",
     "TABLE_VERSION",
     "WORLD_VERSION",
+    "ClassMix",
     "GeneratedFrames",
     "LidarConfig",
     "SceneSpec",

@@ -45,10 +45,12 @@ def annotate(
     centre = torch.stack([poses.x, poses.y, centre_z], dim=-1)
     road = scenes.road.at(rows)
     # Speeds are measured along the centre line; on the inside of a curve the way is shorter.
-    speed = scenes.slots.speed_mps[rows] * (1 - road.curvature_per_m * scenes.slots.d_m[rows])
-    road_heading = poses.heading_rad - scenes.slots.turn_rad[rows]
+    slots = scenes.slots.at(rows)
+    curvature = torch.where(slots.across, 0.0, road.curvature_per_m)
+    speed = slots.speed_mps * (1 - curvature * slots.d_m)
+    road_heading = poses.heading_rad - slots.turn_rad
     velocity_x, velocity_y = speed * torch.cos(road_heading), speed * torch.sin(road_heading)
-    slope_x, slope_y = road.gradient(poses.x)
+    slope_x, slope_y = road.gradient(poses.x, poses.y)
     climb = velocity_x * slope_x + velocity_y * slope_y
     sensor = revolutions.sensor_to_world
     dx, dy = poses.x - sensor[:, 0, 3, None], poses.y - sensor[:, 1, 3, None]

@@ -2,12 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 # Raised whenever a scene of the same seed and number changes: weights and results name it.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
+
+# "nuscenes": classes as frequent, and as clustered, as in nuScenes' training set. "balanced": rare
+# classes are frequent, so that a few dozen frames hold enough of each to measure its precision.
+ClassMix = Literal["nuscenes", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class WorldConfig:
     sweeps: int = 10  # of a key frame, itself included
     key_frame_period: int = 10  # revolutions from one key frame to the next: 0.5 s
     annotation_range_m: float = 75.0
+    class_mix: ClassMix = "nuscenes"
     close_m: float = 1.0  # sweeps lose the points with |x| and |y| below this (not the key frame)
 
 

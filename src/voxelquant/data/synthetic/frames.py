@@ -8,7 +8,7 @@ from torch import Tensor
 
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic.annotate import annotate, boxes_in_lidar_frame
-from voxelquant.data.synthetic.config import SceneSpec, WorldConfig
+from voxelquant.data.synthetic.config import WORLD_VERSION, SceneSpec, WorldConfig
 from voxelquant.data.synthetic.layout import Scenes, lay_out
 from voxelquant.data.synthetic.returns import Returns, fire
 from voxelquant.data.synthetic.sensor import Revolutions, sensor_to_ego, spin
@@ -93,9 +93,10 @@ def _refuse_bad_spec(spec: SceneSpec) -> None:
         raise DatasetError(f"got {spec.key_frames} key frames in a scene: use 1 to 41 (20 s)")
 
 
-def token_of(table: str, spec: SceneSpec, *numbers: int) -> str:
+def token_of(table: str, spec: SceneSpec, config: WorldConfig, *numbers: int) -> str:
     """Token of a record: 32 hexadecimal digits that follow from what it describes."""
-    text = "/".join(map(str, (table, spec.seed, spec.scene, spec.key_frames, *numbers)))
+    world = (WORLD_VERSION, config.class_mix)
+    text = "/".join(map(str, (table, *world, spec.seed, spec.scene, spec.key_frames, *numbers)))
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -136,7 +137,7 @@ def _make_frames(
         number = config.sweeps - 1 + key * config.key_frame_period
         frames.append(
             Frame(
-                token=token_of("sample", specs[row], key),
+                token=token_of("sample", specs[row], config, key),
                 points=points[index],
                 boxes_det3d=boxes[index][chosen],
                 labels=scenes.slots.kind[row][chosen],

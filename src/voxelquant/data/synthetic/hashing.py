@@ -56,6 +56,12 @@ class Dice:
         seed_key = torch.full_like(scenes, seed)
         self.keys = hash_counters(mix_bits(seed_key), scenes)[:, None]  # [b, 1]
 
+    def branch(self, name: str) -> "Dice":
+        """Other dice for the same scenes: what draws from them twice draws something else."""
+        other = Dice.__new__(Dice)
+        other.keys = self._keys_of(f"branch {name}")
+        return other
+
     @property
     def device(self) -> torch.device:
         """Where the draws live."""
@@ -64,9 +70,12 @@ class Dice:
     def words(self, purpose: str, count: int) -> Tensor:
         """Raw 64-bit words, [b, count] int64."""
         counters = torch.arange(count, device=self.device)
-        return hash_counters(
-            hash_counters(self.keys, self.keys * 0 + purpose_code(purpose)), counters[None]
-        )
+        return hash_counters(self._keys_of(purpose), counters[None])
+
+    def _keys_of(self, purpose: str) -> Tensor:
+        """`hash_counters` of the keys and the purpose's code, which is one number, [b, 1] int64."""
+        step = (purpose_code(purpose) + 1) * _GOLDEN
+        return mix_bits(self.keys + ((step + 2**63) % 2**64 - 2**63))
 
     def uniform(self, purpose: str, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform in [low, high), [b, count]."""
@@ -78,10 +87,10 @@ class Dice:
 
         A sum is exact on every device; a true normal would need `log` and `cos`, which are not.
         """
-        quarters = quarter_uniforms(self.words(purpose, count))
-        total = quarters[0].double() + quarters[1].double()
-        total = total + quarters[2].double() + quarters[3].double()
-        return (total - 2.0) * 3.0**0.5
+        words = self.words(purpose, count)
+        quarters = [(words >> shift) & 0xFFFF for shift in (0, 16, 32, 48)]
+        total = quarters[0] + quarters[1] + quarters[2] + quarters[3]
+        return (total.double() * 2.0**-16 - 2.0) * 3.0**0.5
 
     def chance(self, purpose: str, count: int, probability: float) -> Tensor:
         """True with the given probability, [b, count] bool."""

@@ -11,7 +11,7 @@ from voxelquant.data.synthetic.hashing import hash_counters, mix_bits, quarter_u
 from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.materials import MATERIAL_INDEX, material_table
 from voxelquant.data.synthetic.parts import BOX
-from voxelquant.data.synthetic.road import KERB_HEIGHT_M, LANE_M, PARKING_M, Road
+from voxelquant.data.synthetic.road import KERB_HEIGHT_M, LANE_M
 from voxelquant.data.synthetic.sensor import Beams, Revolutions, aim
 from voxelquant.data.synthetic.solids import Solids, collect_solids
 
@@ -49,13 +49,13 @@ def fire(scenes: Scenes, revolutions: Revolutions, lidar: LidarConfig) -> Return
     keys = cast(solids, beams, revolutions.phase_rad, leaf_depth.view(-1), lidar)
     solid_range, solid = (part.view(words.shape) for part in unpack(keys))
     direction = _directions(beams)
-    ground_range, ground_cos, across = _meet_ground(scenes, revolutions, direction)
+    ground_range, ground_cos, offsets = _meet_ground(scenes, revolutions, direction)
     on_ground = ground_range < solid_range
     solid = torch.where(on_ground, -1, solid)
     true_range = torch.minimum(ground_range, solid_range)
     cos, material, owner = _surface(solids, solid, true_range, direction)
     cos = torch.where(on_ground, (ground_cos * _GROUND_ROUGHNESS).clamp_max(1.0), cos)
-    ground = _ground_material(scenes, revolutions, across)
+    ground = _ground_material(scenes, revolutions, offsets)
     material = torch.where(on_ground, ground, material)
     reflectivity = _reflectivity(scenes, revolutions, material, owner, (patch, gain))
     table = material_table(words.device)
@@ -83,8 +83,8 @@ def _directions(beams: Beams) -> tuple[Tensor, Tensor, Tensor]:
 
 def _meet_ground(
     scenes: Scenes, revolutions: Revolutions, direction: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Range to the ground (inf: none), cosine of incidence, and d of the road there, [r, rays]."""
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Range to the ground (inf: none), cosine of incidence, and `Road.offsets` there, [r, rays]."""
     pose = revolutions.sensor_to_world.float()[:, :3, :, None]  # [r, 3, 4, 1]
     x, y, z = direction
     dx, dy, dz = (
@@ -92,36 +92,37 @@ def _meet_ground(
     )
     origin = revolutions.sensor_to_world[:, :3, 3]
     road = scenes.road.at(revolutions.rows)
-    above = origin[:, 2:] - road.height(origin[:, :1], origin[:, 1:2])
-    slope_x, slope_y = (slope.float() for slope in road.gradient(origin[:, :1]))
-    bend = road.bend_per_m.float()
-    # above + dz t = slope t + bend dx^2 t^2, written so that no term cancels
-    quadratic = bend * dx * dx
+    above = (origin[:, 2:] - road.height(origin[:, :1], origin[:, 1:2])).float()
+    slope_x, slope_y = (s.float() for s in road.gradient(origin[:, :1], origin[:, 1:2]))
+    quadratic = road.bend_x_per_m.float() * dx * dx + road.bend_y_per_m.float() * dy * dy
     linear = dz - slope_x * dx - slope_y * dy
-    discriminant = linear * linear + 4 * quadratic * above.float()
-    reachable = (discriminant > 0) & (linear < 0)
-    root = torch.sqrt(torch.where(reachable, discriminant, 0.0))
-    range_m = 2 * above.float() / torch.where(reachable, root - linear, 1.0)
-    range_m = torch.where(reachable, range_m, torch.inf)
-    step = (above.float() - KERB_HEIGHT_M).clamp_min(0.1) / above.float()
-    lane_d, walk_d = (
-        _road_offset(origin, road, (dx, dy), torch.where(reachable, range_m, 0.0) * share)
-        for share in (torch.ones_like(step), step)
-    )
-    start = torch.where(lane_d < 0, road.walk_start_m[:, :1], road.walk_start_m[:, 1:]).float()
-    # Beyond the kerb the ground is higher; a ray between the two levels meets the kerb's face.
-    beyond, on_top = lane_d.abs() > start, walk_d.abs() > start
-    overshoot = (lane_d.abs() - start) / (lane_d.abs() - walk_d.abs()).clamp_min(1e-3)
-    face = range_m * (1 - overshoot.clamp(0, 1) * (1 - step))
-    range_m = torch.where(beyond, torch.where(on_top, range_m * step, face), range_m)
-    return range_m, linear.abs(), lane_d
+    x, y = (origin[:, axis : axis + 1].float() for axis in (0, 1))
+    # The roadway, and beyond the kerb a level above it; between the two stands the kerb's face.
+    low_m, low_cos = _meet_level(above, linear, quadratic)
+    reach = torch.where(torch.isinf(low_m), 0.0, low_m)
+    offset, beyond = road.offsets(x + reach * dx, y + reach * dy)
+    top_m, top_cos = _meet_level((above - KERB_HEIGHT_M).clamp_min(0.1), linear, quadratic)
+    reach = torch.where(torch.isinf(top_m), 0.0, top_m)
+    _, beyond_on_top = road.offsets(x + reach * dx, y + reach * dy)
+    on_top = beyond_on_top > 0
+    overshoot = (beyond / (beyond - beyond_on_top).clamp_min(1e-3)).clamp(0, 1)
+    face_m = low_m - torch.where(beyond > 0, overshoot * (low_m - top_m), 0.0)
+    range_m = torch.where(on_top, top_m, face_m)
+    cos = torch.where(on_top, top_cos, low_cos)
+    return range_m, cos, (offset, torch.maximum(beyond, beyond_on_top))
 
 
-def _road_offset(origin: Tensor, road: Road, slope: tuple[Tensor, Tensor], reach: Tensor) -> Tensor:
-    """Offset from the centre line along rays, the arc taken as a parabola, [r, rays]."""
-    x = origin[:, :1].float() + reach * slope[0]
-    y = origin[:, 1:2].float() + reach * slope[1]
-    return y - road.curvature_per_m.float() / 2 * x * x
+def _meet_level(above: Tensor, linear: Tensor, quadratic: Tensor) -> tuple[Tensor, Tensor]:
+    """Range at which a ray has lost `above` metres on the ground (inf: never), and how steeply.
+
+    Solves above + linear t = quadratic t^2, written so that no term cancels; the slope of the
+    height above the ground at the solution is the root of the discriminant.
+    """
+    discriminant = linear * linear + 4 * quadratic * above
+    root = torch.sqrt(discriminant.clamp_min(0.0))
+    reachable = (discriminant > 0) & (root > linear)  # in a valley also a little upwards
+    range_m = 2 * above / torch.where(reachable, root - linear, 1.0)
+    return torch.where(reachable, range_m, torch.inf), root
 
 
 def _surface(
@@ -155,15 +156,18 @@ def _surface(
     return cos.view_as(range_m), material.view_as(solid), owner.view_as(solid)
 
 
-def _ground_material(scenes: Scenes, revolutions: Revolutions, across: Tensor) -> Tensor:
+def _ground_material(
+    scenes: Scenes, revolutions: Revolutions, offsets: tuple[Tensor, Tensor]
+) -> Tensor:
     """Asphalt, lane markings, and pavement beyond the parking strip, [r, rays]."""
     kerb = scenes.road.kerb_m[revolutions.rows].float()
+    across, beyond = offsets
     edge = torch.where(across < 0, kerb[:, :1], kerb[:, 1:])
     beside = across.abs()
     to_line = (beside - LANE_M * torch.round(beside / LANE_M)).abs()
     marking = (to_line < 0.09) & (beside < edge)
     material = torch.where(marking, MATERIAL_INDEX["marking"], MATERIAL_INDEX["asphalt"])
-    return torch.where(beside > edge + PARKING_M, MATERIAL_INDEX["pavement"], material)
+    return torch.where(beyond > 0, MATERIAL_INDEX["pavement"], material)
 
 
 def _reflectivity(
@@ -175,9 +179,9 @@ def _reflectivity(
 ) -> Tensor:
     """Raw intensity at normal incidence: material, the object's own gloss, and speckle."""
     count = scenes.size_wlh_m.shape[1]
-    counters = torch.arange(count + 1, device=material.device)  # the last is the ground's
+    counters = torch.arange(count + 1, device=material.device)  # the first is the ground's
     gloss = quarter_uniforms(hash_counters(scenes.keys ^ 0x5A5A, counters))[0] * 2 - 1  # [b, n + 1]
-    own_gloss = gloss[revolutions.rows].gather(1, torch.where(owner < 0, count, owner))
+    own_gloss = gloss[revolutions.rows].gather(1, owner + 1)
     table = material_table(material.device)
     exponent = own_gloss * table[:, 1][material] + (noise[0] + noise[1] - 1.0) * 1.3
     return table[:, 0][material] * torch.exp2(exponent)

@@ -1,14 +1,13 @@
-"""Streets: a circular arc with lanes, cycle lanes, parking strips and side walks on gentle ground.
+"""Streets on gentle ground: a circular arc, and in some scenes a straight street across it.
 
-Objects are laid out in road coordinates: s along the street, d to the left of its centre line.
+Objects are laid out in the coordinates of their street: s along it, d to the left of its centre
+line. From the middle outwards a side has lanes, a cycle lane, a parking strip and a side walk.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from voxelquant.data.synthetic.hashing import Dice
 
 LANE_M = 3.5
 CYCLE_LANE_M = 1.5
@@ -17,16 +16,16 @@ KERB_HEIGHT_M = 0.13  # of the side walk and all beyond it
 
 
 @dataclass(frozen=True)
-class Road:
-    """One street a scene, [b, 1] float64 each; side 0 is right (d < 0), side 1 left."""
+class Street:
+    """Cross-section of one street a scene; side 0 is right (d < 0), side 1 left."""
 
-    curvature_per_m: Tensor
     lanes: Tensor  # [b, 2] int64 a side
-    kerb_m: Tensor  # [b, 2] |d| where the traffic ends and the parking strip begins
-    walk_m: Tensor  # [b, 2] width of the side walk
-    slope_x: Tensor
-    slope_y: Tensor
-    bend_per_m: Tensor  # ground height = slope_x x + slope_y y + bend x^2
+    walk_m: Tensor  # [b, 2] float64, width of the side walk
+
+    @property
+    def kerb_m(self) -> Tensor:
+        """Distance |d| at which the traffic ends and the parking strip begins, [b, 2]."""
+        return self.lanes * LANE_M + CYCLE_LANE_M
 
     @property
     def walk_start_m(self) -> Tensor:
@@ -38,46 +37,96 @@ class Road:
         """Distance |d| at which the side walk ends, [b, 2]."""
         return self.walk_start_m + self.walk_m
 
+
+@dataclass(frozen=True)
+class SideStreet(Street):
+    """A straight street across the main one: a line through a point of its centre, [b, 1] each.
+
+    Its s runs to the left of the main street, from the main street's centre line.
+    """
+
+    here: Tensor  # bool: the scene has one
+    main_waits: Tensor  # bool: the light is red for the main street
+    junction_m: Tensor  # s of the main street where the two meet
+    x_m: Tensor
+    y_m: Tensor
+    heading_rad: Tensor
+
+    def at(self, rows: Tensor) -> "SideStreet":
+        """The side streets of the given scenes."""
+        return SideStreet(**{name: value[rows] for name, value in vars(self).items()})
+
+    def place(self, s_m: Tensor, d_m: Tensor) -> tuple[Tensor, Tensor]:
+        """World x and y at coordinates of this street, [b, n] float64 each."""
+        cos, sin = torch.cos(self.heading_rad), torch.sin(self.heading_rad)
+        return self.x_m + s_m * cos - d_m * sin, self.y_m + s_m * sin + d_m * cos
+
+    def offset(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance d of points to the left of this street, in the precision of x, [b, n]."""
+        cos, sin = torch.cos(self.heading_rad), torch.sin(self.heading_rad)
+        return (y - self.y_m.to(y.dtype)) * cos.to(y.dtype) - (x - self.x_m.to(x.dtype)) * sin.to(
+            x.dtype
+        )
+
+
+@dataclass(frozen=True)
+class Road(Street):
+    """The main street, the ground it lies on and the street across, [b, 1] float64 each."""
+
+    curvature_per_m: Tensor
+    slope_x: Tensor
+    slope_y: Tensor
+    bend_x_per_m: Tensor  # ground height = slope_x x + slope_y y + bend_x x^2 + bend_y y^2
+    bend_y_per_m: Tensor
+    side_street: SideStreet
+
     def at(self, rows: Tensor) -> "Road":
         """The streets of the given scenes."""
-        return Road(**{name: value[rows] for name, value in vars(self).items()})
+        own = {n: value[rows] for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return Road(**own, side_street=self.side_street.at(rows))
 
     def place(self, s_m: Tensor, d_m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """World x, y and road heading at road coordinates, [b, n] float64 each."""
-        heading = self.curvature_per_m * s_m
-        half = heading / 2
-        chord = s_m * torch.where(half.abs() < 1e-9, 1.0, torch.sin(half) / _away_from_zero(half))
-        x = chord * torch.cos(half) - d_m * torch.sin(heading)
-        y = chord * torch.sin(half) + d_m * torch.cos(heading)
-        return x, y, heading
+        return place_on_arc(self.curvature_per_m, s_m, d_m)
 
     def height(self, x: Tensor, y: Tensor) -> Tensor:
         """Ground height above the scene's origin, [b, n]."""
-        return self.slope_x * x + self.slope_y * y + self.bend_per_m * x * x
+        flat = self.slope_x * x + self.slope_y * y
+        return flat + self.bend_x_per_m * x * x + self.bend_y_per_m * y * y
 
-    def rise(self, d_m: Tensor) -> Tensor:
-        """Height above the roadway of what stands at d: the kerb's beyond it, [b, n]."""
-        start = torch.where(d_m < 0, self.walk_start_m[:, :1], self.walk_start_m[:, 1:])
-        return torch.where(d_m.abs() > start, KERB_HEIGHT_M, 0.0)
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope of the ground along x and y at a point, [b, n] each."""
+        along_x = self.slope_x + 2 * self.bend_x_per_m * x
+        return along_x, self.slope_y + 2 * self.bend_y_per_m * y
 
-    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope of the ground along x and y at x, [b, n] each."""
-        return self.slope_x + 2 * self.bend_per_m * x, self.slope_y + 0 * x
+    def offsets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Offset d from the main street, and metres beyond the kerb (< 0 on the roadway), [b, n].
+
+        In the precision of x. The arc is taken as a parabola, for speed.
+        """
+        d_m = y - self.curvature_per_m.to(y.dtype) / 2 * x * x
+        start, cross = self.walk_start_m.to(x.dtype), self.side_street
+        beyond = d_m.abs() - torch.where(d_m < 0, start[:, :1], start[:, 1:])
+        across_m, start = cross.offset(x, y), cross.walk_start_m.to(x.dtype)
+        beyond_cross = across_m.abs() - torch.where(across_m < 0, start[:, :1], start[:, 1:])
+        return d_m, torch.where(cross.here, torch.minimum(beyond, beyond_cross), beyond)
+
+    def rise(self, x: Tensor, y: Tensor) -> Tensor:
+        """Height above the roadway of what stands at a point: the kerb's beyond it, [b, n]."""
+        return torch.where(self.offsets(x, y)[1] > 0, KERB_HEIGHT_M, 0.0)
+
+
+def place_on_arc(
+    curvature_per_m: Tensor, s_m: Tensor, d_m: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """World x, y and heading at arc length s and offset d of a circle through the origin."""
+    heading = curvature_per_m * s_m
+    half = heading / 2
+    chord = s_m * torch.where(half.abs() < 1e-9, 1.0, torch.sin(half) / _away_from_zero(half))
+    x = chord * torch.cos(half) - d_m * torch.sin(heading)
+    y = chord * torch.sin(half) + d_m * torch.cos(heading)
+    return x, y, heading
 
 
 def _away_from_zero(value: Tensor) -> Tensor:
     return torch.where(value.abs() < 1e-9, 1.0, value)
-
-
-def draw_roads(dice: Dice) -> Road:
-    """One street for each scene of the dice."""
-    lanes = 1 + dice.choice("road.lanes", 2, [0.5, 0.5])
-    return Road(
-        curvature_per_m=dice.uniform("road.curvature", 1, -1 / 220, 1 / 220),
-        lanes=lanes,
-        kerb_m=lanes * LANE_M + CYCLE_LANE_M,
-        walk_m=dice.uniform("road.walk", 2, 2.6, 5.0),
-        slope_x=dice.uniform("road.slope_x", 1, -0.03, 0.03),
-        slope_y=dice.uniform("road.slope_y", 1, -0.012, 0.012),
-        bend_per_m=dice.uniform("road.bend", 1, -1 / 5000, 1 / 5000),
-    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from voxelquant.data.synthetic.config import LidarConfig
 from voxelquant.data.synthetic.hashing import hash_counters, purpose_code
-from voxelquant.data.synthetic.layout import Scenes, ego_poses
+from voxelquant.data.synthetic.layout import Scenes, ego_poses, ego_slopes
 
 # The ego vehicle's roof below its own sensor. Rays that meet it do not report: drivers blank this
 # sector. Sized so that the nearest ground is where it is in nuScenes: 5.5 m behind, 3.1 m beside.
@@ -66,7 +66,7 @@ def spin(
 def _ego_to_world(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Tensor:
     """Pose of the ego frame standing on the sloped ground, [r, 4, 4] float64."""
     ego = ego_poses(scenes, rows, time_s)
-    slope_x, slope_y = scenes.road.at(rows).gradient(ego.x)
+    slope_x, slope_y = ego_slopes(scenes, rows, ego)
     cos, sin = torch.cos(ego.heading_rad), torch.sin(ego.heading_rad)
     climb = slope_x * cos + slope_y * sin
     forward = torch.cat([cos, sin, climb], dim=1)

@@ -29,9 +29,13 @@ _VARIANTS: dict[str, tuple[tuple[Part, ...], ...]] = {
     "bush": street_shapes.BUSHES,
     "sign": street_shapes.SIGNS,
     "bin": street_shapes.BINS,
+    "tower": street_shapes.TOWERS,
+    "high_wall": street_shapes.HIGH_WALLS,
+    "tall_tree": street_shapes.TREES,
     "motorcycle, ridden": rider_shapes.MOTORCYCLES_RIDDEN,
     "bicycle, ridden": rider_shapes.BICYCLES_RIDDEN,
     "worker": rider_shapes.WORKERS,
+    "sitting": rider_shapes.SITTING,
 }
 FAMILIES = tuple(_VARIANTS)  # the first ones in the order of KINDS, then special outfits
 FAMILY_INDEX = {name: index for index, name in enumerate(FAMILIES)}

@@ -1,6 +1,6 @@
 """Candidates for objects: where something may stand, before overlaps are removed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from voxelquant.data.synthetic.taxonomy import KIND_INDEX
 
 @dataclass(frozen=True)
 class Slots:
-    """Candidates of a batch of scenes in road coordinates, [b, n] each."""
+    """Candidates of a batch of scenes in the coordinates of their street, [b, n] each."""
 
     kind: Tensor  # int64, index into taxonomy.KINDS
     s_m: Tensor  # float64 along the street when the first key frame is taken
@@ -20,6 +20,12 @@ class Slots:
     present: Tensor  # bool
     in_traffic: Tensor  # bool: ridden, stopped rather than parked
     worker: Tensor  # bool: construction workers among the pedestrians
+    sitting: Tensor  # bool: pedestrians who sit
+    across: Tensor  # bool: the street is the side street
+
+    def at(self, rows: Tensor) -> "Slots":
+        """The candidates of the given scenes."""
+        return Slots(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def make_slots(
@@ -48,6 +54,8 @@ def make_slots(
         present=spread(present, torch.bool),
         in_traffic=spread(in_traffic, torch.bool),
         worker=spread(False, torch.bool),
+        sitting=spread(False, torch.bool),
+        across=spread(False, torch.bool),
     )
 
 
@@ -57,13 +65,23 @@ def join_slots(groups: list[Slots]) -> Slots:
     return Slots(**{name: torch.cat([getattr(g, name) for g in groups], dim=1) for name in names})
 
 
-def spaced(count: int, reach_m: float, device: torch.device) -> Tensor:
-    """Centres of `count` equal pieces of [-reach, reach], [1, count] float64."""
-    steps = torch.arange(count, dtype=torch.float64, device=device)
-    return ((steps + 0.5) * (2 * reach_m / count) - reach_m)[None]
+def on_side_street(slots: Slots, here: Tensor) -> Slots:
+    """The same candidates along the side street, in scenes that have one, [b, 1] bool."""
+    across = torch.ones_like(slots.across)
+    return replace(slots, across=across, present=slots.present & here)
 
 
-def pick_kind(indices: Tensor, names: list[str]) -> Tensor:
+def keep_present(slots: Slots) -> Slots:
+    """Only what is present, in order; scenes with fewer are filled up with absent candidates.
+
+    The place of a candidate among those of its scene does not depend on the rest of the batch.
+    """
+    order = torch.argsort((~slots.present).to(torch.uint8), dim=1, stable=True)
+    order = order[:, : int(slots.present.sum(1).max())]
+    return Slots(**{name: value.gather(1, order) for name, value in vars(slots).items()})
+
+
+def pick_kind(indices: Tensor, names: tuple[str, ...]) -> Tensor:
     """Kind numbers for indices into a list of names."""
     numbers = torch.tensor([KIND_INDEX[name] for name in names], device=indices.device)
     return numbers[indices]

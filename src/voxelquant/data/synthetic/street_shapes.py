@@ -60,6 +60,24 @@ BUILDINGS = (
         box((0.3, 0.8), (-0.9, 0.9), (-0.12, 0.22), "glass"),
     ),
 )
+TOWERS = (
+    (box(ALL, ALL, (-0.2, 1.0), "facade"),),
+    (
+        box(ALL, ALL, (-0.2, 0.35), "facade"),
+        box((-0.7, 0.7), (-0.8, 0.8), (0.35, 1.0), "facade"),
+    ),
+    (
+        box((-1.0, 0.2), ALL, (-0.2, 1.0), "facade"),
+        box((0.2, 1.0), (-0.9, 0.7), (-0.2, 0.55), "facade"),
+    ),
+)
+HIGH_WALLS = (
+    (box(ALL, ALL, (-0.2, 1.0), "facade"),),
+    (
+        box(ALL, (-0.6, 0.6), (-0.2, 1.0), "facade"),
+        box((-0.05, 0.05), ALL, (-0.2, 1.0), "facade"),
+    ),
+)
 WALLS = (
     (box(ALL, ALL, (-0.2, 1.0), "facade"),),
     (

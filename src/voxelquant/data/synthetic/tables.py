@@ -18,7 +18,8 @@ from voxelquant.geometry.rigid import yaw_to_quaternion
 
 Record = dict[str, Any]
 VISIBILITY_LEVELS = ("v0-40", "v40-60", "v60-80", "v80-100")
-_COMMON = SceneSpec(seed=0, scene=0)  # owner of the records that all scenes share
+# Owner of the records that all scenes share.
+_COMMON, _COMMON_CONFIG = SceneSpec(seed=0, scene=0), WorldConfig()
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Tables:
 
 def common_token(table: str, number: int) -> str:
     """Token of a record that all scenes share."""
-    return token_of(f"common/{table}", _COMMON, number)
+    return token_of(f"common/{table}", _COMMON, _COMMON_CONFIG, number)
 
 
 def start_tables(config: WorldConfig, log_tokens: Sequence[str]) -> Tables:
@@ -72,31 +73,31 @@ def start_tables(config: WorldConfig, log_tokens: Sequence[str]) -> Tables:
     return tables
 
 
-def log_token(spec: SceneSpec) -> str:
+def log_token(spec: SceneSpec, config: WorldConfig) -> str:
     """Token of the log that a scene belongs to: one log a scene."""
-    return token_of("log", spec)
+    return token_of("log", spec, config)
 
 
 def add_scene(tables: Tables, spec: SceneSpec, config: WorldConfig) -> None:
     """The scene, its log and its samples."""
     tables.add(
         "log",
-        token=log_token(spec),
+        token=log_token(spec, config),
         logfile=spec.name,
         vehicle="synthetic",
         date_captured="2020-09-13",
         location="synthetic",
     )
-    samples = [token_of("sample", spec, key) for key in range(spec.key_frames)]
+    samples = [token_of("sample", spec, config, key) for key in range(spec.key_frames)]
     scene = tables.add(
         "scene",
-        token=token_of("scene", spec),
-        log_token=log_token(spec),
+        token=token_of("scene", spec, config),
+        log_token=log_token(spec, config),
         nbr_samples=spec.key_frames,
         first_sample_token=samples[0],
         last_sample_token=samples[-1],
         name=spec.name,
-        description=f"seed {spec.seed}, scene {spec.scene}",
+        description=f"seed {spec.seed}, scene {spec.scene}, class mix {config.class_mix}",
     )
     for key, token in enumerate(samples):
         revolution = config.sweeps - 1 + key * config.key_frame_period
@@ -136,7 +137,7 @@ def add_revolutions(
     A sweep belongs to the next key frame's sample, the lead-in sweeps to the first one's.
     """
     count = revolutions_of(spec, config)
-    tokens = [token_of("sample_data", spec, number) for number in range(count)]
+    tokens = [token_of("sample_data", spec, config, number) for number in range(count)]
     for number, token in enumerate(tokens):
         late = max(0, number - (config.sweeps - 1))
         key = -(-late // config.key_frame_period)
@@ -150,7 +151,7 @@ def add_revolutions(
         tables.add(
             "sample_data",
             token=token,
-            sample_token=token_of("sample", spec, key),
+            sample_token=token_of("sample", spec, config, key),
             ego_pose_token=pose,
             calibrated_sensor_token=common_token("calibrated_sensor", 0),
             timestamp=timestamp_us(spec, number, config),
@@ -165,7 +166,11 @@ def add_revolutions(
 
 
 def add_annotations(
-    tables: Tables, spec: SceneSpec, scene: tuple[Scenes, int], truths: Sequence[Annotations]
+    tables: Tables,
+    spec: SceneSpec,
+    scene: tuple[Scenes, int],
+    truths: Sequence[Annotations],
+    config: WorldConfig,
 ) -> None:
     """Instances and annotations of one scene; `truths` hold its key frames in order."""
     (scenes, row), truth = scene, join_annotations(truths)
@@ -174,11 +179,11 @@ def add_annotations(
     centre = truth.centre_xyz_m @ to_global[:3, :3].T + to_global[:3, 3]
     for thing in torch.nonzero(truth.annotated.any(0))[:, 0].tolist():
         keys = torch.nonzero(truth.annotated[:, thing])[:, 0].tolist()
-        tokens = [token_of("sample_annotation", spec, thing, key) for key in keys]
+        tokens = [token_of("sample_annotation", spec, config, thing, key) for key in keys]
         category = int(scenes.category[row, thing])
         instance = tables.add(
             "instance",
-            token=token_of("instance", spec, thing),
+            token=token_of("instance", spec, config, thing),
             category_token=common_token("category", category),
             nbr_annotations=len(keys),
             first_annotation_token=tokens[0],
@@ -189,7 +194,7 @@ def add_annotations(
             tables.add(
                 "sample_annotation",
                 token=tokens[place],
-                sample_token=token_of("sample", spec, key),
+                sample_token=token_of("sample", spec, config, key),
                 instance_token=instance,
                 visibility_token=_visibility(truth, key, thing),
                 attribute_tokens=attribute,
@@ -208,7 +213,8 @@ def _attribute(scenes: Scenes, row: int, thing: int) -> list[str]:
     name = attribute_of(
         int(slots.kind[row, thing]),
         abs(float(slots.speed_mps[row, thing])),
-        bool(slots.in_traffic[row, thing]),
+        in_traffic=bool(slots.in_traffic[row, thing]),
+        sitting=bool(slots.sitting[row, thing]),
     )
     return [common_token("attribute", ATTRIBUTES.index(name))] if name else []
 

@@ -48,13 +48,16 @@ KINDS = (
     Kind("bicycle", (0.60, 1.70, 1.28), (0.12, 0.07, 0.08), "vehicle.bicycle", 40),
     Kind("pedestrian", (0.67, 0.73, 1.77), (0.10, 0.14, 0.05), "human.pedestrian.adult", 40),
     Kind("traffic_cone", (0.41, 0.41, 1.07), (0.13, 0.13, 0.14), "movable_object.trafficcone", 30),
-    Kind("building", (13.0, 15.0, 9.0), (0.15, 0.22, 0.28)),
+    Kind("building", (13.0, 16.0, 12.5), (0.15, 0.2, 0.33)),
     Kind("wall", (0.3, 9.0, 1.8), (0.2, 0.25, 0.25)),
     Kind("pole", (0.28, 0.28, 6.0), (0.2, 0.2, 0.2)),
     Kind("tree", (4.5, 4.5, 6.5), (0.22, 0.22, 0.2)),
     Kind("bush", (1.8, 2.4, 1.5), (0.25, 0.28, 0.25)),
     Kind("sign", (0.8, 0.12, 2.6), (0.15, 0.1, 0.1)),
     Kind("bin", (0.6, 0.6, 1.0), (0.2, 0.2, 0.15)),
+    Kind("tower", (20.0, 24.0, 26.0), (0.15, 0.2, 0.25)),
+    Kind("high_wall", (0.4, 12.0, 4.2), (0.2, 0.02, 0.25)),
+    Kind("tall_tree", (8.0, 8.0, 13.0), (0.2, 0.2, 0.2)),
 )
 
 KIND_INDEX = {kind.name: index for index, kind in enumerate(KINDS)}
@@ -80,12 +83,14 @@ ATTRIBUTES = (
 )
 
 
-def attribute_of(label: int, speed_mps: float, in_traffic: bool) -> str:
+def attribute_of(label: int, speed_mps: float, *, in_traffic: bool, sitting: bool) -> str:
     """NuScenes attribute of an object; barriers and cones have none (empty)."""
     name = CLASS_NAMES[label]
     if name in ("barrier", "traffic_cone"):
         return ""
     moving = speed_mps > 0.2
+    if name == "pedestrian" and sitting:
+        return "pedestrian.sitting_lying_down"
     if name == "pedestrian":
         return "pedestrian.moving" if moving else "pedestrian.standing"
     if name in ("motorcycle", "bicycle"):

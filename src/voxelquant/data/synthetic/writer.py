@@ -133,7 +133,7 @@ def _write(
         (folder / name).mkdir(parents=True)
     (folder / "maps/none.png").write_bytes(_ONE_PIXEL_PNG)
     specs = [spec for scenes in splits.values() for spec in scenes]
-    tables = start_tables(config, [log_token(spec) for spec in specs])
+    tables = start_tables(config, [log_token(spec, config) for spec in specs])
     done = 0
     for group in group_scenes(specs, device):
         scenes = lay_out(group, config, device)
@@ -170,7 +170,7 @@ def _write_scene(
         if keys:
             truths.append(annotate(scenes, revolutions, returns, config).at(keys))
     add_revolutions(tables, spec, torch.cat(poses), config)
-    add_annotations(tables, spec, (scenes, row), truths)
+    add_annotations(tables, spec, (scenes, row), truths, config)
 
 
 def _write_points(
