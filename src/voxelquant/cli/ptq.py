@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from voxelquant.cli.training_options import CLASS_MIX_OPTION
+
 
 @click.command()
 @click.argument("config")
@@ -18,6 +20,7 @@ import click
     type=click.IntRange(min=0),
     help="Of the synthetic world; take another than training and validation have.",
 )
+@CLASS_MIX_OPTION
 @click.option("--weights", required=True, type=click.Path(path_type=Path), help="Float weights.")
 @click.option("--work-dir", required=True, type=click.Path(path_type=Path))
 @click.option("--calibrate-batches", default=400, show_default=True, type=click.IntRange(min=1))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelquant.data.loader import NamedFrames
-from voxelquant.data.synthetic import GeneratedFrames
+from voxelquant.data.synthetic import ClassMix, GeneratedFrames, WorldConfig
 from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.errors import BadInputError
 from voxelquant.quant.recipe import load_recipe
@@ -36,7 +36,7 @@ from voxelquant.recipes.rank import process_count
 class PtqRequest:
     """What the command line asks for; None is the config's data root or the recipe's method.
 
-    With `data` = `synthetic` frames are generated, those of world `seed`.
+    With `data` = `synthetic` frames are generated, those of world `seed` and `class_mix`.
     """
 
     config: str
@@ -52,6 +52,7 @@ class PtqRequest:
     device: str = "auto"
     num_workers: int = 0
     seed: int = 0
+    class_mix: ClassMix = "nuscenes"
 
 
 def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
@@ -106,7 +107,8 @@ def _open_frames(request: PtqRequest, config: DetectorConfig, device: str) -> Na
             "read of; leave it out"
         )
     count = request.calibrate_batches * request.batch_size
-    return GeneratedFrames(request.seed, count, device=device)
+    world = WorldConfig(class_mix=request.class_mix)
+    return GeneratedFrames(request.seed, count, device=device, config=world)
 
 
 def _write_metrics(
