@@ -107,7 +107,10 @@ def test_a_ceiling_overhead_is_seen_all_around() -> None:
     assert (solid.view(LIDAR.columns, LIDAR.rings) == 0)[upward].all()
 
 
-def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thickness() -> None:
+def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thickness(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(casting, "_CLUMP_FREE_PATH_M", 0.0)
     _, revolutions, beams = a_revolution()
     solids = boxes_at([[0.0, 12.0, 0.0]], [[4.0, 2.0, 2.0]])
     bark, _ = nearest_of(solids, revolutions, beams)
@@ -119,3 +122,20 @@ def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thicknes
     torch.testing.assert_close(inside[both], bark[both] + 1.5)
     _, solid = unpack(cast(leafy, beams, revolutions.phase_rad, deep * 10, LIDAR))
     assert (solid >= 0).sum() == 0
+
+
+def test_clumps_of_leaves_stay_where_they_are_and_leave_gaps() -> None:
+    _, revolutions, beams = a_revolution()
+    hedge = boxes_at([[0.0, 12.0, 0.0]], [[4.0, 1.0, 2.0]])
+    hull, _ = nearest_of(hedge, revolutions, beams)
+    leafy = dataclasses.replace(hedge, material=hedge.material * 0 + MATERIAL_INDEX["leaves"])
+    first, solid = nearest_of(leafy, revolutions, beams)
+    again, _ = nearest_of(leafy, revolutions, beams)
+    assert torch.equal(first, again)
+    met = torch.isfinite(hull)
+    passed = (solid[met] < 0).double().mean()
+    assert 0.005 < passed < 0.2  # e^-4 where rays cross the whole hedge, more at its corners
+    depth = (first - hull)[met & (solid >= 0)]
+    assert depth.min() >= -1e-5
+    assert 0.3 < depth.mean() < 0.6
+    assert len(torch.unique((depth * 1e3).round())) < met.sum() / 4  # many rays share a clump

@@ -22,7 +22,8 @@ class LidarConfig:
     mount_xyz_m: tuple[float, float, float] = (0.94, 0.0, 1.84)  # in the ego frame
     mount_yaw_rad: float = -math.pi / 2  # LiDAR x points right, y forward
     max_range_m: float = 100.0
-    range_noise_m: float = 0.02
+    range_noise_m: float = 0.006  # of single returns
+    ring_bias_m: float = 0.01  # of each laser, for a whole scene
 
     @property
     def rays(self) -> int:
