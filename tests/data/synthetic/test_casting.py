@@ -20,7 +20,7 @@ def a_revolution(scene: int = 0) -> tuple[Solids, Revolutions, Beams]:
     scenes = lay_out([SceneSpec(3, scene)], CONFIG, torch.device("cpu"))
     rows, numbers = torch.tensor([0]), torch.tensor([9])
     revolutions = spin(scenes, rows, numbers, LIDAR, CONFIG.sweeps - 1)
-    return collect_solids(scenes, revolutions, 100.0), revolutions, aim(revolutions, LIDAR)
+    return collect_solids(scenes, revolutions, LIDAR), revolutions, aim(revolutions, LIDAR)
 
 
 def boxes_at(centres: list[list[float]], halves: list[list[float]]) -> Solids:

@@ -98,13 +98,13 @@ def cast(
     rounds = torch.nonzero(solids.solid != BOX)[:, 0]
     for chosen, is_box in ((boxes, True), (rounds, False)):
         pairs = expand_windows(windows, solids, chosen, lidar)
-        line = _rays_in_unit_frames(pairs, solids, beams)
+        line = rays_in_unit_frames(pairs, solids, beams)
         enter, leave = _cross(pairs, solids, line, is_box)
         ray = pairs.column * lidar.rings + pairs.ring
         depth = torch.zeros_like(enter)
         leafy = torch.nonzero(solids.leafy[pairs.solid] & (enter < leave))[:, 0]
-        place = tuple(o[leafy] + d[leafy] * enter[leafy] for o, d in zip(*line, strict=True))
-        clump_m = _clump_depth_m(solids, pairs.solid[leafy], place)
+        x, y, z = (o[leafy] + d[leafy] * enter[leafy] for o, d in zip(*line, strict=True))
+        clump_m = _clump_depth_m(solids, pairs.solid[leafy], (x, y, z))
         depth[leafy] = leaf_depth_m[ray[leafy]] + clump_m
         hit = (enter < leave) & (enter > 0.3) & (depth < leave - enter)
         hit_range = torch.where(hit, enter + depth, torch.inf)
@@ -148,7 +148,7 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(missed, torch.inf, range_m), torch.where(missed, -1, solid)
 
 
-def _rays_in_unit_frames(pairs: Pairs, solids: Solids, beams: Beams) -> tuple[Vector, Vector]:
+def rays_in_unit_frames(pairs: Pairs, solids: Solids, beams: Beams) -> tuple[Vector, Vector]:
     """Origin and direction of each pair's ray in the unit frame of its solid, [pairs] float32."""
     cos_elevation = beams.cos_elevation[pairs.ring]
     x = cos_elevation * beams.cos_azimuth.view(-1)[pairs.column]

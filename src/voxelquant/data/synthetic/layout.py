@@ -17,6 +17,7 @@ from voxelquant.data.synthetic.taxonomy import CHILD, KIND_INDEX, KINDS, N_CLASS
 
 _REACH_M = 68.0
 _GAP_M = 0.15  # kept free around every object
+_REVOLUTION_S = 0.05
 _EGO_WLH_M = (1.9, 4.9, 1.6)  # the ego vehicle with some distance to its neighbours
 _REAR_AXLE_TO_CENTRE_M = 1.3
 
@@ -54,9 +55,13 @@ class Poses:
 
 
 def object_poses(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Poses:
-    """Poses of all objects of scene `rows` at times relative to the first key frame, [r] each."""
+    """Poses of all objects of scene `rows` at times relative to the first key frame.
+
+    `time_s` is [r], or [r, n] with a moment for each object.
+    """
     slots, road = scenes.slots, scenes.road.at(rows)
-    s_m = slots.s_m[rows] + slots.speed_mps[rows] * time_s[:, None]
+    moment_s = time_s if time_s.ndim == 2 else time_s[:, None]
+    s_m = slots.s_m[rows] + slots.speed_mps[rows] * moment_s
     x, y, heading = road.place(s_m, slots.d_m[rows])
     z = road.height(x, y) + road.rise(slots.d_m[rows])
     return Poses(x, y, z, heading + slots.turn_rad[rows])
@@ -190,6 +195,8 @@ def _footprint_m(slots: Slots, size: Tensor) -> Tensor:
     tree = (slots.kind == KIND_INDEX["tree"])[..., None]
     ego = torch.tensor([_EGO_WLH_M[1], _EGO_WLH_M[0]], dtype=torch.float64, device=size.device)
     length_width = torch.where(tree, length_width * 0.12, length_width) + _GAP_M
+    # The beam meets two objects at different moments of a revolution, so boxes lie closer.
+    length_width[..., 0] += slots.speed_mps.abs() * _REVOLUTION_S
     length_width[:, 0] = ego
     return length_width
 
