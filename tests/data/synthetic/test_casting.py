@@ -7,7 +7,7 @@ from voxelquant.data.synthetic import SceneSpec, WorldConfig, casting
 from voxelquant.data.synthetic.casting import Windows, cast, unpack
 from voxelquant.data.synthetic.layout import lay_out
 from voxelquant.data.synthetic.materials import MATERIAL_INDEX
-from voxelquant.data.synthetic.parts import BOX
+from voxelquant.data.synthetic.parts import BOX, DISC
 from voxelquant.data.synthetic.returns import _directions
 from voxelquant.data.synthetic.sensor import Beams, Revolutions, aim, spin
 from voxelquant.data.synthetic.solids import Solids, collect_solids
@@ -105,6 +105,25 @@ def test_a_ceiling_overhead_is_seen_all_around() -> None:
     _, solid = nearest_of(boxes_at([[0.3, 0.2, 4.0]], [[60.0, 60.0, 0.2]]), revolutions, beams)
     upward = (beams.sin_elevation > 0.08).expand(LIDAR.columns, -1)
     assert (solid.view(LIDAR.columns, LIDAR.rings) == 0)[upward].all()
+
+
+def test_a_disc_is_round_from_the_side_and_flat_from_the_front() -> None:
+    _, revolutions, beams = a_revolution()
+    wheel = boxes_at([[10.0, 0.0, 0.0]], [[0.1, 1.0, 1.0]])  # a box; its axis is turned to x
+    turn = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    wheel = dataclasses.replace(
+        wheel,
+        to_unit=turn @ wheel.to_unit,
+        half_m=wheel.half_m @ turn,
+        origin=wheel.origin @ turn,
+        solid=wheel.solid * 0 + DISC,
+    )
+    range_m, solid = nearest_of(wheel, revolutions, beams)
+    hit = solid == 0
+    x, y, z = (axis[0][hit] * range_m[hit] for axis in _directions(beams))
+    assert hit.sum() > 150
+    assert (y * y + z * z).max() < 1.0 + 1e-3
+    assert ((x - 9.9).abs() < 1e-3).double().mean() > 0.95
 
 
 def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thickness(

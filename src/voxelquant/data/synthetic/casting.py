@@ -12,8 +12,13 @@ from torch import Tensor
 
 from voxelquant.data.synthetic.config import LidarConfig
 from voxelquant.data.synthetic.hashing import mix_bits, quarter_uniforms
-from voxelquant.data.synthetic.intersect import Vector, enter_boxes, enter_round_solids
-from voxelquant.data.synthetic.parts import BOX, ELLIPSOID
+from voxelquant.data.synthetic.intersect import (
+    Vector,
+    enter_boxes,
+    enter_round_solids,
+    enter_rounded_boxes,
+)
+from voxelquant.data.synthetic.parts import BOX, CYLINDER, DISC, ELLIPSOID, ROUNDED_BOX
 from voxelquant.data.synthetic.sensor import Beams
 from voxelquant.data.synthetic.solids import Solids
 
@@ -94,12 +99,12 @@ def cast(
     """
     windows = angular_windows(solids, phase_rad, lidar)
     nearest = torch.full_like(leaf_depth_m, NOTHING, dtype=torch.int64)
-    boxes = torch.nonzero(solids.solid == BOX)[:, 0]
-    rounds = torch.nonzero(solids.solid != BOX)[:, 0]
-    for chosen, is_box in ((boxes, True), (rounds, False)):
+    boxes, rounded = solids.solid == BOX, solids.solid == ROUNDED_BOX
+    for solid, alike in ((BOX, boxes), (ROUNDED_BOX, rounded), (CYLINDER, ~boxes & ~rounded)):
+        chosen = torch.nonzero(alike)[:, 0]
         pairs = expand_windows(windows, solids, chosen, lidar)
         line = rays_in_unit_frames(pairs, solids, beams)
-        enter, leave = _cross(pairs, solids, line, is_box)
+        enter, leave = _cross(pairs, solids, line, solid)
         ray = pairs.column * lidar.rings + pairs.ring
         depth = torch.zeros_like(enter)
         leafy = torch.nonzero(solids.leafy[pairs.solid] & (enter < leave))[:, 0]
@@ -114,15 +119,21 @@ def cast(
 
 
 def _cross(
-    pairs: Pairs, solids: Solids, line: tuple[Vector, Vector], is_box: bool
+    pairs: Pairs, solids: Solids, line: tuple[Vector, Vector], solid: int
 ) -> tuple[Tensor, Tensor]:
     """Where each pair's ray enters and leaves its solid, [pairs] each."""
     origin, direction = line
-    taper = solids.taper.T.contiguous()
-    if is_box:
-        return enter_boxes(origin, direction, (taper[0][pairs.solid], taper[1][pairs.solid]))
-    ellipsoid = (solids.solid == ELLIPSOID)[pairs.solid]
-    return enter_round_solids(origin, direction, taper[0][pairs.solid], ellipsoid)
+    taper_x, taper_y = (taper[pairs.solid] for taper in solids.taper.T.contiguous())
+    if solid == BOX:
+        return enter_boxes(origin, direction, (taper_x, taper_y))
+    if solid == ROUNDED_BOX:
+        return enter_rounded_boxes(origin, direction, (taper_x, taper_y))
+    (ox, oy, oz), (dx, dy, dz) = origin, direction
+    kind = solids.solid[pairs.solid]
+    lying = kind == DISC
+    origin = (ox, torch.where(lying, oz, oy), torch.where(lying, oy, oz))
+    direction = (dx, torch.where(lying, dz, dy), torch.where(lying, dy, dz))
+    return enter_round_solids(origin, direction, taper_x, kind == ELLIPSOID)
 
 
 def _clump_depth_m(solids: Solids, rows: Tensor, place: Vector) -> Tensor:

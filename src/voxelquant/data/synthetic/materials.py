@@ -31,7 +31,7 @@ MATERIALS = (
     Material("pavement", 19.0, 0.9, 0.6),
     Material("grass", 22.0, 0.5, 0.4, relief_m=0.02),
     Material("marking", 62.0, 0.4, 0.5),
-    Material("facade", 28.0, 1.1, 0.6, relief_m=0.05),
+    Material("facade", 26.0, 0.9, 0.6, relief_m=0.05),
     Material("concrete", 28.0, 0.7, 0.6),
     Material("glass", 5.0, 0.9, 1.2, 0.55),
     Material("paint", 24.0, 1.7, 0.8),
@@ -42,8 +42,8 @@ MATERIALS = (
     Material("bark", 16.0, 0.6, 0.5),
     Material("cloth", 20.0, 1.3, 0.5),
     Material("skin", 26.0, 0.4, 0.5),
-    Material("plastic", 40.0, 0.7, 0.6),
-    Material("canvas", 46.0, 0.6, 0.5),
+    Material("plastic", 34.0, 0.7, 0.6),
+    Material("canvas", 36.0, 0.6, 0.5),
 )
 
 MATERIAL_INDEX = {material.name: index for index, material in enumerate(MATERIALS)}

@@ -6,7 +6,9 @@ one description serves every size. No part of an annotated object leaves its box
 
 from dataclasses import dataclass
 
-BOX, CYLINDER, ELLIPSOID = range(3)  # CYLINDER: elliptic, upright, and a cone where tapered
+# CYLINDER: elliptic, upright, and a cone where tapered; DISC: a cylinder that lies across;
+# ROUNDED_BOX: a box within an ellipsoid that cuts its edges and corners.
+BOX, CYLINDER, ELLIPSOID, DISC, ROUNDED_BOX = range(5)
 
 Span = tuple[float, float]
 
@@ -30,6 +32,16 @@ class Part:
 def box(x: Span, y: Span, z: Span, material: str, taper: Span = (0.0, 0.0)) -> Part:
     """A box whose top is narrower by `taper` along x and y."""
     return Part(BOX, x, y, z, material, *taper)
+
+
+def rounded(x: Span, y: Span, z: Span, material: str, taper: Span = (0.0, 0.0)) -> Part:
+    """A box like `box`, with rounded edges and corners."""
+    return Part(ROUNDED_BOX, x, y, z, material, *taper)
+
+
+def disc(x: Span, y: Span, z: Span, material: str) -> Part:
+    """A cylinder whose axis points to the side: a wheel."""
+    return Part(DISC, x, y, z, material)
 
 
 def upright(x: Span, y: Span, z: Span, material: str, taper: float = 0.0) -> Part:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from voxelquant.data.synthetic.ground import GroundHits, Vector
-from voxelquant.data.synthetic.parts import BOX
+from voxelquant.data.synthetic.intersect import ROUNDING
+from voxelquant.data.synthetic.parts import BOX, ROUNDED_BOX
 from voxelquant.data.synthetic.solids import Solids
 
 _TEXTURE_M = 0.4  # size of the patches within which a surface answers alike
@@ -63,7 +64,7 @@ def _on_solids(
     to_unit = solids.to_unit.view(-1, 9).T.contiguous()
     half, origin = solids.half_m.T.contiguous(), solids.origin.T.contiguous()
     best = torch.zeros_like(reach)
-    cos_box, along, square = best, best, best
+    cos_box, along, square, ball = best, best, best, best
     cells = []
     for axis in range(3):
         unit = sum(to_unit[3 * axis + part][rows] * ray[part] for part in range(3))
@@ -74,9 +75,12 @@ def _on_solids(
         best = torch.maximum(best, place.abs())
         along = along + place * unit  # gradient of |p|^2 in metres, times the direction
         square = square + (place / extent) ** 2
+        ball = ball + place * place
         cells.append(torch.floor(place * (extent / _TEXTURE_M)).long())
     cos_round = (along.abs() / torch.sqrt(square + 1e-9)).clamp_max(1.0)
-    cos = torch.where(solids.solid[rows] == BOX, cos_box, cos_round)
+    solid = solids.solid[rows]
+    flat = (solid == BOX) | ((solid == ROUNDED_BOX) & (ball < ROUNDING - 0.01))
+    cos = torch.where(flat, cos_box, cos_round)
     cos = torch.where(solids.leafy[rows], _LEAF_COS, cos)
     owner = solids.thing[rows] * 64 + solids.part[rows] + 1
     return cos, _number_patches(cells[0], cells[1] + cells[2] * 4096, owner)
