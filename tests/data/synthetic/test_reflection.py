@@ -50,7 +50,7 @@ def test_only_retro_reflectors_answer_above_a_hundred() -> None:
         assert reported.min() >= 0
         assert reported.max() <= (255 if material.retro else DIFFUSE_CEILING)
         if material.retro:
-            assert (reported > 100).float().mean() > 0.6
+            assert (reported > 100).float().mean() > 0.4
         else:
             assert 0.5 < reported.median() / material.intensity < 2
 

@@ -22,7 +22,7 @@ from voxelquant.data.synthetic.surfaces import Surfaces
 
 _GROUND_ROUGHNESS = 4.0  # rough ground answers at grazing angles as if seen this much steeper
 _HEARING_M2 = 235.0  # answer a at range r is heard half of the time where a = r^2 / this
-_TEXTURE, _SPECKLE = 1.3, 0.4  # of patches and of single returns, as exponents of two
+_TEXTURE, _SPECKLE = 1.3, 0.25  # of patches and of single returns, as exponents of two
 _STREAK = 9e-5  # range noise for each metre of range, over the cosine of incidence
 _FLATTEST_COS = 0.08  # no streak and no relief is drawn out further than at this incidence
 _TRIANGLE = 6.0**0.5  # (u + v - 1) sqrt(6) has unit deviation

@@ -6,6 +6,10 @@ _PLATES = (
     box((0.94, 1.0), (-0.14, 0.14), (0.24, 0.31), "retro"),
     box((-1.0, -0.96), (-0.14, 0.14), (0.30, 0.37), "retro"),
 )
+_TAIL_LIGHTS = (
+    box((-0.99, -0.8), (0.58, 0.84), (0.40, 0.48), "reflector"),
+    box((-0.99, -0.8), (-0.84, -0.58), (0.40, 0.48), "reflector"),
+)
 
 
 def _wheels(front: Span, rear: Span, top: float) -> tuple[Part, ...]:
@@ -22,7 +26,8 @@ def _car(hood: float, waist: float, cabin: Span, taper: Span) -> tuple[Part, ...
     glass = rounded(cabin, (-0.92, 0.92), (waist - 0.08, 0.97), "glass", taper)
     roof_x = (cabin[0] * 0.72 - 0.05, cabin[1] * 0.62 - 0.05)
     roof = rounded(roof_x, (-0.8, 0.8), (0.88, 1.0), "paint", (0.1, 0.1))
-    return (body, nose, glass, roof, *_wheels((0.5, 0.79), (-0.76, -0.47), 0.38), *_PLATES)
+    wheels = _wheels((0.5, 0.79), (-0.76, -0.47), 0.38)
+    return (body, nose, glass, roof, *wheels, *_PLATES, *_TAIL_LIGHTS)
 
 
 CARS = (
@@ -36,6 +41,7 @@ CARS = (
         rounded((-0.2, 0.3), (-0.75, 0.75), (0.9, 1.0), "paint"),
         *_wheels((0.48, 0.76), (-0.76, -0.48), 0.38),
         *_PLATES,
+        *_TAIL_LIGHTS,
     ),
 )
 
