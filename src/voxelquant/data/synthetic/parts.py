@@ -4,7 +4,7 @@ x runs from -1 (rear) to 1 (front), y from -1 (right) to 1 (left), z from 0 (gro
 one description serves every size. No part of an annotated object leaves its box.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # CYLINDER: elliptic, upright, and a cone where tapered; DISC: a cylinder that lies across;
 # ROUNDED_BOX: a box within an ellipsoid that cuts its edges and corners.
@@ -17,7 +17,8 @@ Span = tuple[float, float]
 class Part:
     """One convex solid of an object, filling x by y by z of the object's box.
 
-    `taper_x` and `taper_y` say by which share the top is narrower than the bottom.
+    `taper_x` and `taper_y` say by which share the top is narrower than the bottom. A part with a
+    `swing` moves along x by up to that much to both sides, as legs and arms do.
     """
 
     solid: int
@@ -27,6 +28,7 @@ class Part:
     material: str
     taper_x: float = 0.0
     taper_y: float = 0.0
+    swing: float = 0.0
 
 
 def box(x: Span, y: Span, z: Span, material: str, taper: Span = (0.0, 0.0)) -> Part:
@@ -52,6 +54,11 @@ def upright(x: Span, y: Span, z: Span, material: str, taper: float = 0.0) -> Par
 def blob(x: Span, y: Span, z: Span, material: str) -> Part:
     """An ellipsoid."""
     return Part(ELLIPSOID, x, y, z, material)
+
+
+def swinging(part: Part, swing: float) -> Part:
+    """The part, moving back and forth; a negative swing starts backwards."""
+    return replace(part, swing=swing)
 
 
 ALL = (-1.0, 1.0)

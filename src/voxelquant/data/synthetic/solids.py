@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from voxelquant.data.synthetic.config import LidarConfig
+from voxelquant.data.synthetic.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.layout import Poses, Scenes, object_poses
 from voxelquant.data.synthetic.materials import MATERIAL_INDEX
 from voxelquant.data.synthetic.parts import BOX
@@ -16,6 +17,7 @@ from voxelquant.data.synthetic.shapes import shape_table
 # Boxes are drawn around points, so surfaces lie a little within: 3 to 12 cm behind the rear face of
 # the cars that drive in the real key frame.
 _MARGIN_M, _MARGIN_SHARE = 0.04, 0.05
+_STRIDES_PER_S = 0.9  # of a walking person: two steps each
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def collect_solids(scenes: Scenes, revolutions: Revolutions, lidar: LidarConfig)
     size, bend = scenes.size_wlh_m[row, thing], scenes.bend[row, thing]
     size = size - 2 * (size * _MARGIN_SHARE).clamp_max(_MARGIN_M)
     centre, half = _part_box(table.spans[variant, part], bend, size)
+    step = _steps(scenes, revolutions)[revolution, thing] * table.swing[variant, part]
+    centre[:, 0] = centre[:, 0] + step * size[:, 1] / 2
     return Solids(
         revolution=revolution,
         thing=thing,
@@ -126,6 +130,17 @@ def _unit_frames(
         "origin": (-offset / half).float(),
         "corners_m": (in_solid @ to_solid).float(),
     }
+
+
+def _steps(scenes: Scenes, revolutions: Revolutions) -> Tensor:
+    """Where in their step people are, -1 to 1, [r, n] float64; who stands keeps the foot there."""
+    rows = revolutions.rows
+    things = torch.arange(scenes.size_wlh_m.shape[1], device=rows.device)
+    words = hash_counters(scenes.keys[rows] ^ purpose_code("step"), things)
+    start = quarter_uniforms(words)[0].double()
+    walks = scenes.slots.speed_mps[rows] != 0
+    strides = torch.where(walks, revolutions.time_s[:, None] * _STRIDES_PER_S, 0.0)
+    return torch.sin(2 * math.pi * (start + strides))
 
 
 def _part_box(spans: Tensor, bend: Tensor, size_wlh: Tensor) -> tuple[Tensor, Tensor]:
