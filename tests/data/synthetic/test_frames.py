@@ -19,7 +19,7 @@ CONFIG = WorldConfig()
 # Triangular noise is bounded, and so is the streak that adds to it with range.
 NOISE_LIMIT_M = 2.45 * (CONFIG.lidar.range_noise_m + CONFIG.lidar.ring_bias_m)
 STREAK_LIMIT = 2.45 * 9e-5 / 0.08
-GRASS_LIMIT_M = 2.45 * 0.02
+GRASS_LIMIT_M = 2.45 * 0.006 + 0.08  # its relief and its bumps
 CPU = torch.device("cpu")
 
 

@@ -10,6 +10,10 @@ from voxelquant.data.synthetic.materials import MATERIAL_INDEX
 from voxelquant.data.synthetic.road import KERB_HEIGHT_M, LANE_M, PARKING_M, Road
 from voxelquant.data.synthetic.sensor import Revolutions
 
+_STREET_BUMPS_M, _LAWN_BUMPS_M = 0.015, 0.08
+_LAWN_RAMP_M = 3.0  # over which the bumps of the grass grow to their height
+_FLATTEST_COS = 0.08  # a bump hides what lies behind it rather than move it further
+
 Vector = tuple[Tensor, Tensor, Tensor]
 
 
@@ -53,7 +57,16 @@ def meet_ground(scenes: Scenes, revolutions: Revolutions, direction: Vector) -> 
     overshoot = (lane_d.abs() - start) / (lane_d.abs() - walk_d.abs()).clamp_min(1e-3)
     face = range_m * (1 - overshoot.clamp(0, 1) * (1 - step))
     range_m = torch.where(beyond, torch.where(on_top, range_m * step, face), range_m)
+    bumps = _bumps_m(lane_x, lane_y, (lane_d.abs() - road.walk_end_m.amin(1, True).float()))
+    range_m = range_m - bumps / linear.abs().clamp_min(_FLATTEST_COS)
     return GroundHits(range_m, linear.abs(), lane_d, (lane_x, lane_y))
+
+
+def _bumps_m(x: Tensor, y: Tensor, beyond_m: Tensor) -> Tensor:
+    """How far the ground rises above its plane: little on the street, more on the grass beyond."""
+    share = (beyond_m / _LAWN_RAMP_M).clamp(0, 1)
+    wave = torch.sin(1.1 * x + 0.4 * y) * torch.sin(0.9 * y - 0.3 * x)
+    return wave * (_STREET_BUMPS_M + share * (_LAWN_BUMPS_M - _STREET_BUMPS_M))
 
 
 def _road_offset(origin: Tensor, road: Road, slope: tuple[Tensor, Tensor], reach: Tensor) -> Vector:

@@ -29,7 +29,7 @@ class Material:
 MATERIALS = (
     Material("asphalt", 11.0, 0.9, 0.6),
     Material("pavement", 19.0, 0.9, 0.6),
-    Material("grass", 22.0, 0.5, 0.4, relief_m=0.02),
+    Material("grass", 22.0, 0.5, 0.4, relief_m=0.006),
     Material("marking", 62.0, 0.4, 0.5),
     Material("facade", 26.0, 0.9, 0.6, relief_m=0.05),
     Material("concrete", 28.0, 0.7, 0.6),
