@@ -57,7 +57,8 @@ def meet_ground(scenes: Scenes, revolutions: Revolutions, direction: Vector) -> 
     overshoot = (lane_d.abs() - start) / (lane_d.abs() - walk_d.abs()).clamp_min(1e-3)
     face = range_m * (1 - overshoot.clamp(0, 1) * (1 - step))
     range_m = torch.where(beyond, torch.where(on_top, range_m * step, face), range_m)
-    bumps = _bumps_m(lane_x, lane_y, (lane_d.abs() - road.walk_end_m.amin(1, True).float()))
+    end = torch.where(lane_d < 0, road.walk_end_m[:, :1], road.walk_end_m[:, 1:]).float()
+    bumps = _bumps_m(lane_x, lane_y, lane_d.abs() - end)
     range_m = range_m - bumps / linear.abs().clamp_min(_FLATTEST_COS)
     return GroundHits(range_m, linear.abs(), lane_d, (lane_x, lane_y))
 

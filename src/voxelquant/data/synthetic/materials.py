@@ -22,19 +22,20 @@ class Material:
     spread: float  # of the object's own factor, as an exponent of two
     falloff: float
     lost: float = 0.0  # share of rays that never come back (glass, wire mesh, leaves)
+    texture: float = 1.3  # of patches of one surface, as an exponent of two
     relief_m: float = 0.0  # deviation of its depth; 0 for what boxes are drawn around
     retro: bool = False  # made to send light back; everything else saturates at 100
 
 
 MATERIALS = (
-    Material("asphalt", 11.0, 0.9, 0.6),
-    Material("pavement", 19.0, 0.9, 0.6),
-    Material("grass", 22.0, 0.5, 0.4, relief_m=0.006),
-    Material("marking", 62.0, 0.4, 0.5),
+    Material("asphalt", 10.0, 0.9, 0.6, texture=0.5),
+    Material("pavement", 19.0, 0.9, 0.6, texture=0.8),
+    Material("grass", 30.0, 0.7, 0.4, relief_m=0.006),
+    Material("marking", 62.0, 0.4, 0.5, texture=1.0),
     Material("facade", 26.0, 0.9, 0.6, relief_m=0.05),
     Material("concrete", 28.0, 0.7, 0.6),
-    Material("glass", 5.0, 0.9, 1.2, 0.55),
-    Material("paint", 28.0, 1.5, 0.8),
+    Material("glass", 5.0, 0.9, 1.2, lost=0.55, texture=0.8),
+    Material("paint", 28.0, 1.5, 0.8, texture=0.8),
     Material("dark", 4.0, 0.7, 0.6, 0.1),
     Material("metal", 26.0, 1.0, 0.8),
     Material("retro", 170.0, 0.6, 0.3, retro=True),
@@ -58,6 +59,7 @@ class MaterialTable:
     spread: Tensor
     falloff: Tensor
     lost: Tensor
+    texture: Tensor
     relief_m: Tensor
     ceiling: Tensor  # highest intensity that is reported
 
@@ -74,6 +76,7 @@ def material_table(device: torch.device) -> MaterialTable:
         spread=column([material.spread for material in MATERIALS]),
         falloff=column([material.falloff for material in MATERIALS]),
         lost=column([material.lost for material in MATERIALS]),
+        texture=column([material.texture for material in MATERIALS]),
         relief_m=column([material.relief_m for material in MATERIALS]),
         ceiling=column([255.0 if material.retro else DIFFUSE_CEILING for material in MATERIALS]),
     )

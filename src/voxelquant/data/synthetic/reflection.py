@@ -22,7 +22,7 @@ from voxelquant.data.synthetic.surfaces import Surfaces
 
 _GROUND_ROUGHNESS = 4.0  # rough ground answers at grazing angles as if seen this much steeper
 _HEARING_M2 = 235.0  # answer a at range r is heard half of the time where a = r^2 / this
-_TEXTURE, _SPECKLE = 1.3, 0.25  # of patches and of single returns, as exponents of two
+_SPECKLE = 0.25  # of single returns, as an exponent of two
 _STREAK = 9e-5  # range noise for each metre of range, over the cosine of incidence
 _FLATTEST_COS = 0.08  # no streak and no relief is drawn out further than at this incidence
 _TRIANGLE = 6.0**0.5  # (u + v - 1) sqrt(6) has unit deviation
@@ -37,7 +37,8 @@ def answer(scenes: Scenes, revolutions: Revolutions, surfaces: Surfaces, speckle
     gloss = quarter_uniforms(hash_counters(scenes.keys ^ purpose_code("gloss"), counters))[0]
     own = (gloss * 2 - 1)[revolutions.rows].gather(1, torch.where(thing < 0, count, thing))
     first, second, _, _ = quarter_uniforms(mix_bits(scenes.keys[revolutions.rows] + surfaces.patch))
-    exponent = own * table.spread[material] + (first + second - 1) * _TEXTURE + speckle * _SPECKLE
+    patch = (first + second - 1) * table.texture[material]
+    exponent = own * table.spread[material] + patch + speckle * _SPECKLE
     cos = torch.where(thing < 0, surfaces.cos * _GROUND_ROUGHNESS, surfaces.cos)
     facing = torch.log2(cos.clamp(0.02, 1.0)) * table.falloff[material]
     return table.intensity[material] * torch.exp2(exponent + facing)
