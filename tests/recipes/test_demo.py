@@ -210,7 +210,7 @@ def visible_slots(
         distance_m = (truth.centre_xyz_m[..., :2] - ego_xy).norm(dim=-1)
         kind = scenes.slots.kind[row]
         near = distance_m < ranges_m[kind.clamp(0, len(KINDS) - 1)]
-        yield row, (truth.annotated & (truth.hits > 0) & near).any(dim=0)
+        yield row, (truth.annotated & (truth.points > 0) & near).any(dim=0)
 
 
 def test_the_count_is_that_of_the_tables(folder: Path, result: Result) -> None:

@@ -7,7 +7,7 @@ from voxelquant.data.synthetic import SceneSpec, WorldConfig, casting
 from voxelquant.data.synthetic.casting import Windows, cast, unpack
 from voxelquant.data.synthetic.layout import lay_out
 from voxelquant.data.synthetic.materials import MATERIAL_INDEX
-from voxelquant.data.synthetic.parts import BOX
+from voxelquant.data.synthetic.parts import BOX, DISC
 from voxelquant.data.synthetic.returns import _directions
 from voxelquant.data.synthetic.sensor import Beams, Revolutions, aim, spin
 from voxelquant.data.synthetic.solids import Solids, collect_solids
@@ -20,7 +20,7 @@ def a_revolution(scene: int = 1) -> tuple[Solids, Revolutions, Beams]:
     scenes = lay_out([SceneSpec(3, scene)], CONFIG, torch.device("cpu"))
     rows, numbers = torch.tensor([0]), torch.tensor([9])
     revolutions = spin(scenes, rows, numbers, LIDAR, CONFIG.sweeps - 1)
-    return collect_solids(scenes, revolutions, 100.0), revolutions, aim(revolutions, LIDAR)
+    return collect_solids(scenes, revolutions, LIDAR), revolutions, aim(revolutions, LIDAR)
 
 
 def boxes_at(centres: list[list[float]], halves: list[list[float]]) -> Solids:
@@ -107,7 +107,29 @@ def test_a_ceiling_overhead_is_seen_all_around() -> None:
     assert (solid.view(LIDAR.columns, LIDAR.rings) == 0)[upward].all()
 
 
-def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thickness() -> None:
+def test_a_disc_is_round_from_the_side_and_flat_from_the_front() -> None:
+    _, revolutions, beams = a_revolution()
+    wheel = boxes_at([[10.0, 0.0, 0.0]], [[0.1, 1.0, 1.0]])  # a box; its axis is turned to x
+    turn = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    wheel = dataclasses.replace(
+        wheel,
+        to_unit=turn @ wheel.to_unit,
+        half_m=wheel.half_m @ turn,
+        origin=wheel.origin @ turn,
+        solid=wheel.solid * 0 + DISC,
+    )
+    range_m, solid = nearest_of(wheel, revolutions, beams)
+    hit = solid == 0
+    x, y, z = (axis[0][hit] * range_m[hit] for axis in _directions(beams))
+    assert hit.sum() > 150
+    assert (y * y + z * z).max() < 1.0 + 1e-3
+    assert ((x - 9.9).abs() < 1e-3).double().mean() > 0.95
+
+
+def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thickness(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(casting, "_CLUMP_FREE_PATH_M", 0.0)
     _, revolutions, beams = a_revolution()
     solids = boxes_at([[0.0, 12.0, 0.0]], [[4.0, 2.0, 2.0]])
     bark, _ = nearest_of(solids, revolutions, beams)
@@ -119,3 +141,20 @@ def test_leaves_let_rays_in_by_the_given_depth_and_through_beyond_their_thicknes
     torch.testing.assert_close(inside[both], bark[both] + 1.5)
     _, solid = unpack(cast(leafy, beams, revolutions.phase_rad, deep * 10, LIDAR))
     assert (solid >= 0).sum() == 0
+
+
+def test_clumps_of_leaves_stay_where_they_are_and_leave_gaps() -> None:
+    _, revolutions, beams = a_revolution()
+    hedge = boxes_at([[0.0, 12.0, 0.0]], [[4.0, 1.0, 2.0]])
+    hull, _ = nearest_of(hedge, revolutions, beams)
+    leafy = dataclasses.replace(hedge, material=hedge.material * 0 + MATERIAL_INDEX["leaves"])
+    first, solid = nearest_of(leafy, revolutions, beams)
+    again, _ = nearest_of(leafy, revolutions, beams)
+    assert torch.equal(first, again)
+    met = torch.isfinite(hull)
+    passed = (solid[met] < 0).double().mean()
+    assert 0.005 < passed < 0.2  # e^-4 where rays cross the whole hedge, more at its corners
+    depth = (first - hull)[met & (solid >= 0)]
+    assert depth.min() >= -1e-5
+    assert 0.3 < depth.mean() < 0.6
+    assert len(torch.unique((depth * 1e3).round())) < met.sum() / 4  # many rays share a clump

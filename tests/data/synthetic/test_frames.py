@@ -6,16 +6,20 @@ import torch
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import SceneSpec, WorldConfig, generate_frames
 from voxelquant.data.synthetic.annotate import annotate
-from voxelquant.data.synthetic.layout import lay_out
+from voxelquant.data.synthetic.layout import lay_out, object_poses
+from voxelquant.data.synthetic.materials import material_table
 from voxelquant.data.synthetic.parts import BOX
 from voxelquant.data.synthetic.returns import fire
 from voxelquant.data.synthetic.road import KERB_HEIGHT_M
 from voxelquant.data.synthetic.sensor import spin
-from voxelquant.data.synthetic.solids import collect_solids
+from voxelquant.data.synthetic.solids import collect_solids, poses_under_the_beam
 from voxelquant.errors import DatasetError
 
 CONFIG = WorldConfig(class_mix="balanced")  # many objects of every class in few frames
-NOISE_LIMIT_M = 2.45 * CONFIG.lidar.range_noise_m  # triangular noise is bounded
+# Triangular noise is bounded, and so is the streak that adds to it with range.
+NOISE_LIMIT_M = 2.45 * (CONFIG.lidar.range_noise_m + CONFIG.lidar.ring_bias_m)
+STREAK_LIMIT = 2.45 * 9e-5 / 0.08
+GRASS_LIMIT_M = 2.45 * 0.006 + 0.08  # its relief and its bumps
 CPU = torch.device("cpu")
 
 
@@ -56,7 +60,9 @@ def test_a_frame_is_what_the_contract_says(frames: list[Frame]) -> None:
         expected_dt = (torch.arange(10, dtype=torch.float64) * 0.05).float()
         assert torch.equal(torch.unique_consecutive(points[:, 4]), expected_dt)
         key = points[:, 4] == 0
-        assert 15_000 < key.sum() < 30_000
+        assert key.sum() == CONFIG.lidar.rays  # every ray reports, as in nuScenes' files
+        clutter = key & (points[:, :2].norm(dim=1) < 1.5)
+        assert 5_000 < clutter.sum() < 20_000
         count = len(frame.labels)
         assert frame.boxes_det3d.shape == (count, 9)
         assert frame.boxes_det3d.dtype == torch.float32
@@ -67,44 +73,54 @@ def test_a_frame_is_what_the_contract_says(frames: list[Frame]) -> None:
         assert (frame.boxes_det3d[:, 8].abs() <= math.pi + 1e-6).all()
 
 
-def test_counted_points_lie_in_their_boxes() -> None:
+def test_returns_lie_where_their_objects_are_when_the_beam_passes() -> None:
     scenes = lay_out([SceneSpec(5, 0)], CONFIG, CPU)
     revolutions = spin(scenes, torch.tensor([0]), torch.tensor([9]), CONFIG.lidar, 9)
     returns = fire(scenes, revolutions, CONFIG.lidar)
     truth = annotate(scenes, revolutions, returns, CONFIG)
+    poses = poses_under_the_beam(scenes, revolutions, CONFIG.lidar)
+    stamped = object_poses(scenes, revolutions.rows, revolutions.time_s)
+    lag_m = torch.hypot(poses.x - stamped.x, poses.y - stamped.y)
+    speed = truth.velocity_mps.norm(dim=-1)
+    assert (lag_m <= speed * 0.0505).all()
+    assert lag_m[truth.annotated].max() > 0.2
     pose = revolutions.sensor_to_world[0]
     checked = 0
     for thing in torch.nonzero(truth.annotated[0])[:, 0].tolist():
-        hit = returns.valid[0] & (returns.thing[0] == thing)
-        assert int(hit.sum()) == int(truth.hits[0, thing])
+        hit = returns.thing[0] == thing
         xyz = torch.stack([axis[0][hit] for axis in returns.xyz], dim=1).double()
-        local = xyz @ pose[:3, :3].T + pose[:3, 3] - truth.centre_xyz_m[0, thing]
+        local = xyz @ pose[:3, :3].T + pose[:3, 3]
+        local = local - truth.centre_xyz_m[0, thing]
         angle = truth.heading_rad[0, thing]
         along = local[:, 0] * angle.cos() + local[:, 1] * angle.sin()
         across = local[:, 1] * angle.cos() - local[:, 0] * angle.sin()
-        limit = scenes.size_wlh_m[0, thing] / 2 + NOISE_LIMIT_M + 0.005
-        assert (across.abs() <= limit[0]).all()
-        assert (along.abs() <= limit[1]).all()
-        assert (local[:, 2].abs() <= limit[2]).all()
+        limit = scenes.size_wlh_m[0, thing] / 2 + NOISE_LIMIT_M + 0.005  # [3]
+        limit = limit + STREAK_LIMIT * xyz.norm(dim=1, keepdim=True)
+        assert (across.abs() <= limit[:, 0]).all()
+        assert (along.abs() <= limit[:, 1]).all()
+        assert (local[:, 2].abs() <= limit[:, 2]).all()
         checked += len(xyz)
-    assert checked > 2000
+    assert checked > 1500
 
 
 def test_nothing_is_measured_inside_a_solid_or_below_the_ground() -> None:
     scenes = lay_out([SceneSpec(5, 1)], CONFIG, CPU)
     revolutions = spin(scenes, torch.tensor([0]), torch.tensor([12]), CONFIG.lidar, 9)
     returns = fire(scenes, revolutions, CONFIG.lidar)
-    xyz = torch.stack([axis[0][returns.valid[0]] for axis in returns.xyz], dim=1)
-    solids = collect_solids(scenes, revolutions, 60.0)
-    hard = torch.nonzero((solids.solid == BOX) & ~solids.leafy & (solids.taper == 0).all(1))[:, 0]
+    xyz = torch.stack([axis[0][returns.answered[0]] for axis in returns.xyz], dim=1)
+    solids = collect_solids(scenes, revolutions, CONFIG.lidar)
+    smooth = material_table(CPU).relief_m[solids.material] == 0
+    hard = (solids.solid == BOX) & ~solids.leafy & (solids.taper == 0).all(1) & smooth
+    hard = torch.nonzero(hard)[:, 0]
+    streak_m = STREAK_LIMIT * xyz.norm(dim=1)
     for row in hard.tolist():
         unit = xyz @ solids.to_unit[row].T + solids.origin[row]
         depth_m = ((1 - unit.abs()) * solids.half_m[row]).amin(1)
-        assert depth_m.max() < NOISE_LIMIT_M + 0.005
+        assert (depth_m - streak_m).max() < NOISE_LIMIT_M + 0.005
     world = xyz.double() @ revolutions.sensor_to_world[0, :3, :3].T
     world = world + revolutions.sensor_to_world[0, :3, 3]
     height = world[:, 2:] - scenes.road.height(world[:, :1], world[:, 1:2])
-    assert height.min() > -NOISE_LIMIT_M
+    assert height.min() > -NOISE_LIMIT_M - GRASS_LIMIT_M
     on_road = height.abs() < NOISE_LIMIT_M
     on_walk = (height - KERB_HEIGHT_M).abs() < NOISE_LIMIT_M
     assert on_road.double().mean() > 0.25
@@ -118,14 +134,14 @@ def test_the_ground_is_measured_where_it_is_on_hills_and_at_crossings() -> None:
     returns = fire(scenes, revolutions, CONFIG.lidar)
     far = 0
     for row in range(12):
-        ground = returns.valid[row] & (returns.thing[row] < 0)
+        ground = returns.answered[row] & (returns.thing[row] < 0)
         xyz = torch.stack([axis[row][ground] for axis in returns.xyz], dim=1).double()
         pose = revolutions.sensor_to_world[row]
         world = xyz @ pose[:3, :3].T + pose[:3, 3]
         road = scenes.road.at(torch.tensor([row]))
         above = world[:, 2] - road.height(world[None, :, 0], world[None, :, 1])[0]
-        assert above.min() > -NOISE_LIMIT_M
-        assert above.max() < KERB_HEIGHT_M + NOISE_LIMIT_M
+        assert above.min() > -NOISE_LIMIT_M - GRASS_LIMIT_M
+        assert above.max() < KERB_HEIGHT_M + NOISE_LIMIT_M + GRASS_LIMIT_M
         far += int((xyz.norm(dim=1) > 30).sum())
     assert scenes.road.side_street.here.any()
     assert far > 12 * 100
@@ -148,7 +164,7 @@ def test_moving_objects_smear_along_their_velocity_across_sweeps() -> None:
             across = local[:, 1] * theta.cos() - local[:, 0] * theta.sin()
             near = (along.abs() < box[4] / 2 + 0.1) & (across.abs() < box[3] / 2 + 0.1)
             upper = near & (offset[:, 2] > box[2] - box[5] / 4)
-            assert upper.sum() > hits / 8
+            assert upper.sum() > hits / 10  # of all points in the box
         moved += 1
     assert moved >= 1
 

@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from voxelquant.data.synthetic.intersect import enter_boxes, enter_round_solids
+from voxelquant.data.synthetic.intersect import (
+    ROUNDING,
+    enter_boxes,
+    enter_round_solids,
+    enter_rounded_boxes,
+)
 
 COUNT = 400
 STEP = 0.002
@@ -51,6 +56,20 @@ def test_tapered_boxes_against_walking_along_the_ray(taper: tuple[float, float])
 
     tapers = tuple(torch.full((COUNT,), t) for t in taper)
     enter, leave = enter_boxes(origin.unbind(1), direction.unbind(1), tapers)
+    compare(enter, leave, first_and_last_inside(origin, direction, inside))
+
+
+@pytest.mark.parametrize("taper", [(0.0, 0.0), (0.3, 0.2)])
+def test_rounded_boxes_against_walking_along_the_ray(taper: tuple[float, float]) -> None:
+    origin, direction = random_rays()
+
+    def inside(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        up = (z + 1) / 2
+        within = (z.abs() <= 1) & (x.abs() <= 1 - taper[0] * up) & (y.abs() <= 1 - taper[1] * up)
+        return within & (x * x + y * y + z * z <= ROUNDING)
+
+    tapers = (torch.full((COUNT,), taper[0]), torch.full((COUNT,), taper[1]))
+    enter, leave = enter_rounded_boxes(origin.unbind(1), direction.unbind(1), tapers)
     compare(enter, leave, first_and_last_inside(origin, direction, inside))
 
 

@@ -121,7 +121,8 @@ def test_devkit_velocities_are_the_objects_speeds(devkit) -> None:  # type: igno
     annotations = devkit.get("sample", frame.token)["anns"]
     expected = frame.boxes_det3d[:, 6:8].norm(dim=1).tolist()
     measured = [float(np.linalg.norm(devkit.box_velocity(token)[:2])) for token in annotations]
-    np.testing.assert_allclose(measured, expected, atol=0.02)
+    # The beam meets an object a little earlier or later in the next revolution.
+    np.testing.assert_allclose(measured, expected, atol=0.08)
     assert max(expected) > 2
 
 
@@ -153,10 +154,11 @@ def test_point_files_are_float32_with_ring_and_whole_intensity(root: Path) -> No
     for file in files:
         assert file.name.endswith(".pcd.bin")
         points = np.fromfile(file, dtype=np.float32).reshape(-1, 5)
-        assert file.stat().st_size < 30_000 * 20
+        assert len(points) == 34_688  # every ray reports
         assert set(np.unique(points[:, 4])) <= set(range(32))
         assert np.array_equal(points[:, 3], np.round(points[:, 3]))
         range_m = np.linalg.norm(points[:, :3], axis=1)
+        points, range_m = points[range_m > 1.7], range_m[range_m > 1.7]  # without clutter
         elevation = np.degrees(np.arcsin(points[:, 2] / range_m))
         np.testing.assert_allclose(elevation, -30.67 + points[:, 4] * 41.34 / 31, atol=0.01)
 

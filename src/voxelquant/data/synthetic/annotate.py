@@ -1,4 +1,4 @@
-"""Ground truth of key frames: boxes, labels, velocities and the returns that each object got."""
+"""Ground truth of key frames: boxes, labels, velocities, points within boxes and visibility."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from voxelquant.data.synthetic.config import WorldConfig
-from voxelquant.data.synthetic.layout import Scenes, object_poses
+from voxelquant.data.synthetic.counting import look_into_boxes
+from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.returns import Returns
 from voxelquant.data.synthetic.sensor import Revolutions
+from voxelquant.data.synthetic.solids import box_solids, poses_under_the_beam
 from voxelquant.geometry.yaw import theta_to_yaw_det3d
 
 
@@ -21,8 +23,8 @@ class Annotations:
     centre_xyz_m: Tensor  # [f, n, 3]
     heading_rad: Tensor
     velocity_mps: Tensor  # [f, n, 3]
-    hits: Tensor  # int64, returns of the revolution from the object
-    expected_hits: Tensor  # rays that fit into the object's silhouette, occluded or not
+    points: Tensor  # int64, points of the revolution within the box, whoever they come from
+    in_view: Tensor  # float32, share of the box that nothing stands before
 
     def at(self, frames: list[int]) -> "Annotations":
         """The annotations of some of the frames."""
@@ -38,9 +40,9 @@ def join_annotations(truths: Sequence[Annotations]) -> Annotations:
 def annotate(
     scenes: Scenes, revolutions: Revolutions, returns: Returns, config: WorldConfig
 ) -> Annotations:
-    """Ground truth at the time of each revolution."""
-    rows, time_s = revolutions.rows, revolutions.time_s
-    poses = object_poses(scenes, rows, time_s)
+    """Ground truth of each revolution: boxes are where the beam met their objects."""
+    rows = revolutions.rows
+    poses = poses_under_the_beam(scenes, revolutions, config.lidar)
     centre_z = poses.z + scenes.size_wlh_m[rows][..., 2] / 2
     centre = torch.stack([poses.x, poses.y, centre_z], dim=-1)
     road = scenes.road.at(rows)
@@ -55,24 +57,17 @@ def annotate(
     sensor = revolutions.sensor_to_world
     dx, dy = poses.x - sensor[:, 0, 3, None], poses.y - sensor[:, 1, 3, None]
     near = dx * dx + dy * dy < config.annotation_range_m**2
-    bearing = torch.atan2(dy, dx) - poses.heading_rad
-    width, length, height = scenes.size_wlh_m[rows].unbind(-1)
-    silhouette = (length * bearing.sin().abs() + width * bearing.cos().abs()) * height
-    ray_area = (dx * dx + dy * dy) * config.lidar.column_step_rad * config.lidar.ring_step_rad
+    annotated = scenes.present[rows] & (scenes.category[rows] >= 0) & near
+    boxes = box_solids(scenes, revolutions, poses, annotated)
+    points, in_view = look_into_boxes(scenes, revolutions, returns, boxes, config.lidar)
     return Annotations(
-        annotated=scenes.present[rows] & (scenes.category[rows] >= 0) & near,
+        annotated=annotated,
         centre_xyz_m=centre,
         heading_rad=poses.heading_rad,
         velocity_mps=torch.stack([velocity_x, velocity_y, climb], dim=-1),
-        hits=_count_hits(returns, height.shape[1]),
-        expected_hits=silhouette / ray_area.clamp_min(1e-6),
+        points=points,
+        in_view=in_view,
     )
-
-
-def _count_hits(returns: Returns, count: int) -> Tensor:
-    thing = torch.where(returns.valid & (returns.thing >= 0), returns.thing, count)
-    hits = torch.zeros((len(thing), count + 1), dtype=torch.int64, device=thing.device)
-    return hits.scatter_add_(1, thing, torch.ones_like(thing))[:, :count]
 
 
 def boxes_in_lidar_frame(

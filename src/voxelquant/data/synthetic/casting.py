@@ -11,13 +11,21 @@ import torch
 from torch import Tensor
 
 from voxelquant.data.synthetic.config import LidarConfig
-from voxelquant.data.synthetic.intersect import enter_boxes, enter_round_solids
-from voxelquant.data.synthetic.parts import BOX, ELLIPSOID
+from voxelquant.data.synthetic.hashing import mix_bits, quarter_uniforms
+from voxelquant.data.synthetic.intersect import (
+    Vector,
+    enter_boxes,
+    enter_round_solids,
+    enter_rounded_boxes,
+)
+from voxelquant.data.synthetic.parts import BOX, CYLINDER, DISC, ELLIPSOID, ROUNDED_BOX
 from voxelquant.data.synthetic.sensor import Beams
 from voxelquant.data.synthetic.solids import Solids
 
 NOTHING = torch.iinfo(torch.int64).max
 _INDEX_BITS = 31
+_CLUMP_M = 0.35  # size of the clumps of leaves that crowns are made of
+_CLUMP_FREE_PATH_M = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,31 +95,60 @@ def cast(
 ) -> Tensor:
     """Nearest solid of every ray as a packed key (see `unpack`), [r * rays] int64.
 
-    `leaf_depth_m` [r * rays] is how deep a ray gets into leaves before one of them answers.
+    `leaf_depth_m` [r * rays] is how deep a ray gets into a clump of leaves before one answers.
     """
     windows = angular_windows(solids, phase_rad, lidar)
     nearest = torch.full_like(leaf_depth_m, NOTHING, dtype=torch.int64)
-    boxes = torch.nonzero(solids.solid == BOX)[:, 0]
-    rounds = torch.nonzero(solids.solid != BOX)[:, 0]
-    for chosen, is_box in ((boxes, True), (rounds, False)):
+    boxes, rounded = solids.solid == BOX, solids.solid == ROUNDED_BOX
+    for solid, alike in ((BOX, boxes), (ROUNDED_BOX, rounded), (CYLINDER, ~boxes & ~rounded)):
+        chosen = torch.nonzero(alike)[:, 0]
         pairs = expand_windows(windows, solids, chosen, lidar)
-        direction = _unit_directions(pairs, solids, beams)
-        origin = tuple(column[pairs.solid] for column in solids.origin.T.contiguous())
-        taper = solids.taper.T.contiguous()
-        if is_box:
-            tapers = (taper[0][pairs.solid], taper[1][pairs.solid])
-            enter, leave = enter_boxes(origin, direction, tapers)
-        else:
-            ellipsoid = (solids.solid == ELLIPSOID)[pairs.solid]
-            enter, leave = enter_round_solids(origin, direction, taper[0][pairs.solid], ellipsoid)
+        line = rays_in_unit_frames(pairs, solids, beams)
+        enter, leave = _cross(pairs, solids, line, solid)
         ray = pairs.column * lidar.rings + pairs.ring
-        leaves = solids.leafy[pairs.solid]
-        depth = torch.where(leaves, leaf_depth_m[ray], 0.0)
+        depth = torch.zeros_like(enter)
+        leafy = torch.nonzero(solids.leafy[pairs.solid] & (enter < leave))[:, 0]
+        x, y, z = (o[leafy] + d[leafy] * enter[leafy] for o, d in zip(*line, strict=True))
+        clump_m = _clump_depth_m(solids, pairs.solid[leafy], (x, y, z))
+        depth[leafy] = leaf_depth_m[ray[leafy]] + clump_m
         hit = (enter < leave) & (enter > 0.3) & (depth < leave - enter)
         hit_range = torch.where(hit, enter + depth, torch.inf)
         key = (hit_range.view(torch.int32).long() << _INDEX_BITS) | pairs.solid
         nearest.scatter_reduce_(0, ray, key, "amin")
     return nearest
+
+
+def _cross(
+    pairs: Pairs, solids: Solids, line: tuple[Vector, Vector], solid: int
+) -> tuple[Tensor, Tensor]:
+    """Where each pair's ray enters and leaves its solid, [pairs] each."""
+    origin, direction = line
+    taper_x, taper_y = (taper[pairs.solid] for taper in solids.taper.T.contiguous())
+    if solid == BOX:
+        return enter_boxes(origin, direction, (taper_x, taper_y))
+    if solid == ROUNDED_BOX:
+        return enter_rounded_boxes(origin, direction, (taper_x, taper_y))
+    (ox, oy, oz), (dx, dy, dz) = origin, direction
+    kind = solids.solid[pairs.solid]
+    lying = kind == DISC
+    origin = (ox, torch.where(lying, oz, oy), torch.where(lying, oy, oz))
+    direction = (dx, torch.where(lying, dz, dy), torch.where(lying, dy, dz))
+    return enter_round_solids(origin, direction, taper_x, kind == ELLIPSOID)
+
+
+def _clump_depth_m(solids: Solids, rows: Tensor, place: Vector) -> Tensor:
+    """How far behind the hull of a crown the first clump of leaves hangs, [pairs] float32.
+
+    Exponential, and the same for all rays that enter a crown at one place, sweep after sweep.
+    """
+    half = solids.half_m.T.contiguous()
+    cells = [
+        torch.floor(axis * (half[number][rows] / _CLUMP_M)).long()
+        for number, axis in enumerate(place)
+    ]
+    owner = solids.thing[rows] * 64 + solids.part[rows]
+    words = mix_bits((cells[0] << 40) + (cells[1] << 28) + (cells[2] << 16) + owner)
+    return -torch.log1p(-quarter_uniforms(words)[0]) * _CLUMP_FREE_PATH_M
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,8 +159,8 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(missed, torch.inf, range_m), torch.where(missed, -1, solid)
 
 
-def _unit_directions(pairs: Pairs, solids: Solids, beams: Beams) -> tuple[Tensor, Tensor, Tensor]:
-    """Direction of each pair's ray in the unit frame of its solid, three [pairs] float32."""
+def rays_in_unit_frames(pairs: Pairs, solids: Solids, beams: Beams) -> tuple[Vector, Vector]:
+    """Origin and direction of each pair's ray in the unit frame of its solid, [pairs] float32."""
     cos_elevation = beams.cos_elevation[pairs.ring]
     x = cos_elevation * beams.cos_azimuth.view(-1)[pairs.column]
     y = cos_elevation * beams.sin_azimuth.view(-1)[pairs.column]
@@ -135,4 +172,5 @@ def _unit_directions(pairs: Pairs, solids: Solids, beams: Beams) -> tuple[Tensor
         + rows[3 * axis + 2][pairs.solid] * z
         for axis in range(3)
     )
-    return along_x, along_y, along_z
+    x, y, z = (column[pairs.solid] for column in solids.origin.T.contiguous())
+    return (x, y, z), (along_x, along_y, along_z)

@@ -26,8 +26,12 @@ class LidarConfig:
     period_us: int = 50_000
     mount_xyz_m: tuple[float, float, float] = (0.94, 0.0, 1.84)  # in the ego frame
     mount_yaw_rad: float = -math.pi / 2  # LiDAR x points right, y forward
+    # nuScenes' sensor leans: the ground ahead lies higher in its frame than the ground behind.
+    mount_pitch_rad: float = 0.0242
+    mount_roll_rad: float = 0.0058
     max_range_m: float = 100.0
-    range_noise_m: float = 0.02
+    range_noise_m: float = 0.006  # of single returns
+    ring_bias_m: float = 0.01  # of each laser, for a whole scene
 
     @property
     def rays(self) -> int:

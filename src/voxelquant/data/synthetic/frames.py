@@ -10,6 +10,7 @@ from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic.annotate import annotate, boxes_in_lidar_frame
 from voxelquant.data.synthetic.config import WORLD_VERSION, SceneSpec, WorldConfig
 from voxelquant.data.synthetic.layout import Scenes, lay_out
+from voxelquant.data.synthetic.localization import reported_ego_to_world
 from voxelquant.data.synthetic.returns import Returns, fire
 from voxelquant.data.synthetic.sensor import Revolutions, sensor_to_ego, spin
 from voxelquant.errors import DatasetError
@@ -124,7 +125,7 @@ def _make_frames(
     rows, keys = torch.tensor(items, device=scenes.keys.device).unbind(1)
     revolutions = _spin_key_frames(scenes, rows, keys, config)
     returns = fire(scenes, revolutions, config.lidar)
-    points = accumulate(revolutions, returns, config)
+    points = accumulate(scenes, revolutions, returns, config)
     newest = torch.arange(0, len(revolutions.rows), config.sweeps, device=rows.device)
     revolutions = revolutions.at(newest)
     truth = annotate(scenes, revolutions, returns.at(newest), config)
@@ -141,7 +142,7 @@ def _make_frames(
                 points=points[index],
                 boxes_det3d=boxes[index][chosen],
                 labels=scenes.slots.kind[row][chosen],
-                num_lidar_pts=truth.hits[index][chosen],
+                num_lidar_pts=truth.points[index][chosen],
                 ref_to_ego=ref_to_ego,
                 ego_to_global=ego_to_global[index],
                 timestamp=timestamp_us(specs[row], number, config) * 1e-6,
@@ -161,13 +162,17 @@ def _spin_key_frames(
     return spin(scenes, rows, numbers.flatten(), config.lidar, lead)
 
 
-def accumulate(revolutions: Revolutions, returns: Returns, config: WorldConfig) -> list[Tensor]:
+def accumulate(
+    scenes: Scenes, revolutions: Revolutions, returns: Returns, config: WorldConfig
+) -> list[Tensor]:
     """Points x, y, z, intensity, dt of each frame in its key frame's LiDAR frame, [p, 5] float32.
 
     As nuScenes loaders do it: the key frame whole, the sweeps without what is close to the sensor.
     """
     sweeps = config.sweeps
-    pose = revolutions.sensor_to_world.view(-1, sweeps, 4, 4)
+    ego_to_world = reported_ego_to_world(scenes, revolutions, config)
+    pose = ego_to_world @ sensor_to_ego(config.lidar).to(ego_to_world.device)
+    pose = pose.view(-1, sweeps, 4, 4)
     to_reference = (torch.linalg.inv(pose[:, :1]) @ pose).float().view(-1, 4, 4)
     to_reference[::sweeps] = torch.eye(4, device=pose.device)
     x, y, z = returns.xyz
@@ -183,7 +188,7 @@ def accumulate(revolutions: Revolutions, returns: Returns, config: WorldConfig) 
     age = torch.arange(sweeps, device=x.device, dtype=torch.float64)
     dt_s = (age * (config.lidar.period_us * 1e-6)).float().repeat(len(pose))[:, None]
     columns = [*moved, returns.intensity, dt_s.expand_as(x)]
-    kept = torch.nonzero((returns.valid & ~close).view(-1))[:, 0]
+    kept = torch.nonzero(~close.view(-1))[:, 0]
     points = torch.stack([column.reshape(-1)[kept] for column in columns], dim=1)
-    counts = (returns.valid & ~close).view(len(pose), -1).sum(1)
+    counts = (~close).view(len(pose), -1).sum(1)
     return list(points.split(counts.tolist()))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 Vector = tuple[Tensor, Tensor, Tensor]
 _TINY = 1e-9
+ROUNDING = 1.7  # of rounded boxes: below 2, where edges are met, and above 1, where faces are
 
 
 def enter_boxes(
@@ -32,6 +33,18 @@ def enter_boxes(
     return enter, leave
 
 
+def enter_rounded_boxes(
+    origin: Vector, direction: Vector, taper: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Boxes within the ball |p|^2 <= `ROUNDING`, which cuts edges and corners but no face."""
+    enter, leave = enter_boxes(origin, direction, taper)
+    (ox, oy, oz), (dx, dy, dz) = origin, direction
+    a = dx * dx + dy * dy + dz * dz
+    b = ox * dx + oy * dy + oz * dz
+    into, out = _between_roots(a, b, ox * ox + oy * oy + oz * oz - ROUNDING)
+    return torch.maximum(enter, into), torch.minimum(leave, out)
+
+
 def enter_round_solids(
     origin: Vector, direction: Vector, taper: Tensor, ellipsoid: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -47,14 +60,20 @@ def enter_round_solids(
     a = dx * dx + dy * dy + height_a
     b = ox * dx + oy * dy + height_b
     c = ox * ox + oy * oy + height_c
+    enter, leave = _between_roots(a, b, c)
+    low, high = _between(oz, dz)
+    return torch.maximum(enter, low), torch.minimum(leave, high)
+
+
+def _between_roots(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Ray parameters at which a t^2 + 2 b t + c < 0, for a > 0."""
     root = b * b - a * c
     real = (root > 0) & (a > _TINY)
     root = torch.sqrt(torch.where(real, root, 0.0))
     scale = 1 / torch.where(real, a, 1.0)
     enter = torch.where(real, (-b - root) * scale, torch.inf)
     leave = torch.where(real, (-b + root) * scale, -torch.inf)
-    low, high = _between(oz, dz)
-    return torch.maximum(enter, low), torch.minimum(leave, high)
+    return enter, leave
 
 
 def _between(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ _REACH_M = 90.0  # of what stands, before and behind the ego vehicle
 _SIDE_STREET_M = 80.0  # of what stands along the side street, to both sides
 _FASTEST_EGO_MPS = 14.0
 _REAR_AXLE_TO_CENTRE_M = 1.3
-_EGO_LEAN = 0.011  # deviation, as a slope: load, springs and the camber of the lane
+_EGO_LEAN = 0.006  # deviation, as a slope: load, springs and the camber of the lane
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,13 @@ class Poses:
 
 
 def object_poses(scenes: Scenes, rows: Tensor, time_s: Tensor) -> Poses:
-    """Poses of all objects of scene `rows` at times relative to the first key frame, [r] each."""
+    """Poses of all objects of scene `rows` at times relative to the first key frame.
+
+    `time_s` is [r], or [r, n] with a moment for each object.
+    """
     road = scenes.road.at(rows)
-    x, y, heading = locate(road, scenes.slots.at(rows), time_s[:, None])
+    moment_s = time_s if time_s.ndim == 2 else time_s[:, None]
+    x, y, heading = locate(road, scenes.slots.at(rows), moment_s)
     return Poses(x, y, road.height(x, y) + road.rise(x, y), heading)
 
 

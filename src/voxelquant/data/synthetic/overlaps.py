@@ -12,6 +12,7 @@ _GAP_M = 0.15  # kept free around every object
 _EGO_LENGTH_WIDTH_M = (4.9, 1.9)  # the ego vehicle with some distance to its neighbours
 _TRUNK = 0.12  # a tree counts with its trunk: this share of its width
 _STEP_S = 0.5
+_REVOLUTION_S = 0.05
 
 
 def free_of_overlaps(slots: Slots, road: Road, size_wlh_m: Tensor, duration_s: float) -> Tensor:
@@ -42,6 +43,8 @@ def _footprint_m(slots: Slots, size_wlh_m: Tensor) -> Tensor:
     length_width = size_wlh_m[..., [1, 0]]
     tree = (slots.kind == KIND_INDEX["tree"]) | (slots.kind == KIND_INDEX["tall_tree"])
     length_width = length_width * torch.where(tree, _TRUNK, 1.0)[..., None] + _GAP_M
+    # The beam meets two objects at different moments of a revolution, so boxes lie closer.
+    length_width[..., 0] += slots.speed_mps.abs() * _REVOLUTION_S
     length_width[:, 0] = length_width.new_tensor(_EGO_LENGTH_WIDTH_M)
     return length_width
 

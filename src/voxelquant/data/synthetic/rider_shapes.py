@@ -1,6 +1,6 @@
 """Shapes of people and of two-wheelers, with and without riders; each row is a variant."""
 
-from voxelquant.data.synthetic.parts import Part, blob, box, upright
+from voxelquant.data.synthetic.parts import Part, blob, box, swinging, upright
 
 
 def _two_wheels(tyre: float, seat: float, width: float, bars: float) -> tuple[Part, ...]:
@@ -53,22 +53,22 @@ BICYCLES_RIDDEN = (
 
 def _person(stride: float, belly: float, vest: str) -> tuple[Part, ...]:
     return (
-        upright((-0.35 - stride, 0.2 - stride), (-0.5, -0.05), (0.0, 0.5), "cloth"),
-        upright((-0.2 + stride, 0.35 + stride), (0.05, 0.5), (0.0, 0.5), "cloth"),
+        swinging(upright((-0.32, 0.28), (-0.5, -0.05), (0.0, 0.5), "cloth"), stride),
+        swinging(upright((-0.32, 0.28), (0.05, 0.5), (0.0, 0.5), "cloth"), -stride),
         upright((-belly, belly), (-0.75, 0.75), (0.45, 0.84), vest, -0.1),
-        box((-0.25 - stride, 0.25 - stride), (0.7, 1.0), (0.42, 0.8), "cloth"),
-        box((-0.25 + stride, 0.25 + stride), (-1.0, -0.7), (0.42, 0.8), "cloth"),
+        swinging(box((-0.25, 0.25), (0.7, 1.0), (0.42, 0.8), "cloth"), stride),
+        swinging(box((-0.25, 0.25), (-1.0, -0.7), (0.42, 0.8), "cloth"), -stride),
         blob((-0.32, 0.32), (-0.33, 0.33), (0.85, 1.0), "skin"),
     )
 
 
 PEOPLE = (
-    _person(0.05, 0.42, "cloth"),
-    _person(0.4, 0.5, "cloth"),
-    _person(0.62, 0.45, "cloth"),
-    _person(0.2, 0.7, "cloth"),
+    _person(0.3, 0.42, "cloth"),
+    _person(0.5, 0.5, "cloth"),
+    _person(0.65, 0.45, "cloth"),
+    _person(0.4, 0.7, "cloth"),
 )
-WORKERS = (_person(0.15, 0.5, "retro"),)
+WORKERS = (_person(0.35, 0.5, "retro"),)
 SITTING = (
     (
         upright((-0.6, 0.0), (-0.7, 0.7), (0.3, 0.8), "cloth", -0.1),

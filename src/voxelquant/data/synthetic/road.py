@@ -99,21 +99,37 @@ class Road(Street):
         along_x = self.slope_x + 2 * self.bend_x_per_m * x
         return along_x, self.slope_y + 2 * self.bend_y_per_m * y
 
-    def offsets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Offset d from the main street, and metres beyond the kerb (< 0 on the roadway), [b, n].
+    def offsets(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Offset d from the main street, metres beyond the kerb and beyond the side walk, [b, n].
 
+        The latter of the nearer street, below 0 on the roadway and before the end of the side walk.
         In the precision of x. The arc is taken as a parabola, for speed.
         """
         d_m = y - self.curvature_per_m.to(y.dtype) / 2 * x * x
-        start, cross = self.walk_start_m.to(x.dtype), self.side_street
-        beyond = d_m.abs() - torch.where(d_m < 0, start[:, :1], start[:, 1:])
-        across_m, start = cross.offset(x, y), cross.walk_start_m.to(x.dtype)
-        beyond_cross = across_m.abs() - torch.where(across_m < 0, start[:, :1], start[:, 1:])
-        return d_m, torch.where(cross.here, torch.minimum(beyond, beyond_cross), beyond)
+        cross = self.side_street
+        across_m = cross.offset(x, y)
+        beyond_kerb, beyond_walk = (
+            torch.where(
+                cross.here,
+                torch.minimum(_beyond(d_m, own), _beyond(across_m, others)),
+                _beyond(d_m, own),
+            )
+            for own, others in (
+                (self.walk_start_m, cross.walk_start_m),
+                (self.walk_end_m, cross.walk_end_m),
+            )
+        )
+        return d_m, beyond_kerb, beyond_walk
 
     def rise(self, x: Tensor, y: Tensor) -> Tensor:
         """Height above the roadway of what stands at a point: the kerb's beyond it, [b, n]."""
         return torch.where(self.offsets(x, y)[1] > 0, KERB_HEIGHT_M, 0.0)
+
+
+def _beyond(d_m: Tensor, limits_m: Tensor) -> Tensor:
+    """How far offsets lie beyond the limit of their side, [b, n]; limits are [b, 2] float64."""
+    limits = limits_m.to(d_m.dtype)
+    return d_m.abs() - torch.where(d_m < 0, limits[:, :1], limits[:, 1:])
 
 
 def place_on_arc(

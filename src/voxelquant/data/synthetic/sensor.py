@@ -11,10 +11,10 @@ from voxelquant.data.synthetic.config import LidarConfig
 from voxelquant.data.synthetic.hashing import hash_counters, purpose_code
 from voxelquant.data.synthetic.layout import Scenes, ego_poses, ego_slopes
 
-# The ego vehicle's roof below its own sensor. Rays that meet it do not report: drivers blank this
-# sector. Sized so that the nearest ground is where it is in nuScenes: 5.5 m behind, 3.1 m beside.
-_ROOF_BELOW_M = 0.28
-_ROOF_FRONT_M, _ROOF_REAR_M, _ROOF_HALF_WIDTH_M = 0.55, 0.84, 0.47
+# The ego vehicle's roof, a plane below its own sensor that is narrower at the rear. Measured on the
+# rings of the real key frame that meet it.
+_ROOF_BELOW_M = 0.35
+_ROOF_FRONT_M, _ROOF_REAR_M, _ROOF_HALF_WIDTH_M, _ROOF_NARROWING = 0.74, 0.85, 0.585, 0.18
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,20 @@ class Revolutions:
 def sensor_to_ego(lidar: LidarConfig) -> Tensor:
     """Mounting pose of the LiDAR, [4, 4] float64."""
     pose = torch.eye(4, dtype=torch.float64)
-    cos, sin = math.cos(lidar.mount_yaw_rad), math.sin(lidar.mount_yaw_rad)
-    pose[:2, :2] = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    turn = _turn_about(2, lidar.mount_yaw_rad)
+    lean = _turn_about(1, lidar.mount_pitch_rad) @ _turn_about(0, lidar.mount_roll_rad)
+    pose[:3, :3] = lean @ turn
     pose[:3, 3] = torch.tensor(lidar.mount_xyz_m, dtype=torch.float64)
     return pose
+
+
+def _turn_about(axis: int, angle_rad: float) -> Tensor:
+    """Rotation about a coordinate axis, [3, 3] float64."""
+    first, second = (axis + 1) % 3, (axis + 2) % 3
+    turn = torch.eye(3, dtype=torch.float64)
+    turn[first, first] = turn[second, second] = math.cos(angle_rad)
+    turn[second, first], turn[first, second] = math.sin(angle_rad), -math.sin(angle_rad)
+    return turn
 
 
 def spin(
@@ -99,6 +109,7 @@ class Beams:
     cos_elevation: Tensor  # [rings]
     sin_elevation: Tensor  # [rings]
     blanked: Tensor  # [r, columns, rings] bool: the ray meets the ego vehicle itself
+    roof_m: Tensor  # [rings] range to the plane of its roof; inf: above the horizon
 
 
 def aim(revolutions: Revolutions, lidar: LidarConfig) -> Beams:
@@ -107,15 +118,18 @@ def aim(revolutions: Revolutions, lidar: LidarConfig) -> Beams:
     columns = torch.arange(lidar.columns, device=elevation.device)
     azimuth = revolutions.phase_rad[:, None] - columns * lidar.column_step_rad
     cos_azimuth, sin_azimuth = torch.cos(azimuth).float(), torch.sin(azimuth).float()
-    fall = torch.tan(elevation).float()  # metres of height for each metre of distance
-    roof_m = torch.where(sin_azimuth > 0, _ROOF_FRONT_M, _ROOF_REAR_M) / sin_azimuth.abs()
-    rim_m = torch.minimum(_ROOF_HALF_WIDTH_M / cos_azimuth.abs(), roof_m)
+    below = elevation < 0
+    roof_m = torch.where(below, -_ROOF_BELOW_M / torch.sin(elevation), torch.inf).float()
+    away = torch.where(below, -_ROOF_BELOW_M / torch.tan(elevation), 1e3).float()
+    ahead, beside = sin_azimuth[..., None] * away, (cos_azimuth[..., None] * away).abs()
+    half_width = _ROOF_HALF_WIDTH_M + _ROOF_NARROWING * ahead.clamp_max(0)
     return Beams(
         cos_azimuth=cos_azimuth,
         sin_azimuth=sin_azimuth,
         cos_elevation=torch.cos(elevation).float(),
         sin_elevation=torch.sin(elevation).float(),
-        blanked=rim_m[..., None] * fall < -_ROOF_BELOW_M,
+        blanked=(ahead < _ROOF_FRONT_M) & (ahead > -_ROOF_REAR_M) & (beside < half_width),
+        roof_m=roof_m,
     )
 
 

@@ -50,6 +50,7 @@ class ShapeTable:
     spans: Tensor  # [v, parts, 6] float64: x_lo, x_hi, y_lo, y_hi, z_lo, z_hi
     taper: Tensor  # [v, parts, 2] float64
     material: Tensor  # [v, parts] int64
+    swing: Tensor  # [v, parts] float64
     first: Tensor  # [families] int64, row of a family's first variant
     count: Tensor  # [families] int64
 
@@ -63,13 +64,15 @@ def shape_table(device: torch.device) -> ShapeTable:
     spans = torch.zeros((len(variants), parts, 6), dtype=torch.float64)
     taper = torch.zeros((len(variants), parts, 2), dtype=torch.float64)
     material = torch.zeros((len(variants), parts), dtype=torch.int64)
+    swing = torch.zeros((len(variants), parts), dtype=torch.float64)
     for row, variant in enumerate(variants):
         for column, part in enumerate(variant):
             solid[row, column] = part.solid
             spans[row, column] = torch.tensor([*part.x, *part.y, *part.z], dtype=torch.float64)
             taper[row, column] = torch.tensor([part.taper_x, part.taper_y], dtype=torch.float64)
+            swing[row, column] = part.swing
             material[row, column] = MATERIAL_INDEX[part.material]
     counts = torch.tensor([len(family) for family in _VARIANTS.values()])
     first = counts.cumsum(0) - counts
-    tensors = (solid, spans, taper, material, first, counts)
+    tensors = (solid, spans, taper, material, swing, first, counts)
     return ShapeTable(*(tensor.to(device) for tensor in tensors))

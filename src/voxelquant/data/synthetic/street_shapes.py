@@ -5,8 +5,8 @@ from voxelquant.data.synthetic.parts import ALL, INNER, blob, box, upright
 # A barrier's long side is its width; it faces along x.
 BARRIERS = (
     (
-        box(ALL, ALL, (0.0, 0.35), "facade", (0.45, 0.0)),
-        box((-0.5, 0.5), ALL, (0.3, 1.0), "facade", (0.25, 0.0)),
+        box(ALL, ALL, (0.0, 0.35), "concrete", (0.45, 0.0)),
+        box((-0.5, 0.5), ALL, (0.3, 1.0), "concrete", (0.25, 0.0)),
     ),
     (
         box((-0.25, 0.25), ALL, (0.45, 1.0), "plastic"),

@@ -11,6 +11,7 @@ from voxelquant.data.synthetic.annotate import Annotations, join_annotations
 from voxelquant.data.synthetic.config import SceneSpec, WorldConfig
 from voxelquant.data.synthetic.frames import scene_to_global, timestamp_us, token_of
 from voxelquant.data.synthetic.layout import Scenes
+from voxelquant.data.synthetic.localization import reported_ego_to_world
 from voxelquant.data.synthetic.quaternions import quaternion_wxyz
 from voxelquant.data.synthetic.sensor import Revolutions, sensor_to_ego
 from voxelquant.data.synthetic.taxonomy import ATTRIBUTES, CATEGORIES, attribute_of
@@ -203,7 +204,7 @@ def add_annotations(
                 rotation=list(yaw_to_quaternion(float(truth.heading_rad[key, thing]) + yaw)),
                 prev=tokens[place - 1] if place else "",
                 next=tokens[place + 1] if place + 1 < len(keys) else "",
-                num_lidar_pts=int(truth.hits[key, thing]),
+                num_lidar_pts=int(truth.points[key, thing]),
                 num_radar_pts=0,
             )
 
@@ -220,11 +221,8 @@ def _attribute(scenes: Scenes, row: int, thing: int) -> list[str]:
 
 
 def _visibility(truth: Annotations, key: int, thing: int) -> str:
-    """Level 1 to 4 by the share of the silhouette's rays that came back from the object.
-
-    A silhouette is never filled completely; three quarters count as all of it.
-    """
-    share = float(truth.hits[key, thing]) / max(1.0, 0.75 * float(truth.expected_hits[key, thing]))
+    """Level 1 to 4 by the share of the box that nothing stands before."""
+    share = float(truth.in_view[key, thing])
     return str(1 + sum(share >= edge for edge in (0.4, 0.6, 0.8)))
 
 
@@ -233,6 +231,7 @@ def split_names(splits: Mapping[str, Sequence[SceneSpec]]) -> dict[str, list[str
     return {name: [spec.name for spec in specs] for name, specs in splits.items()}
 
 
-def ego_to_global(scenes: Scenes, revolutions: Revolutions) -> Tensor:
-    """Poses of the ego vehicle in the global frame, [r, 4, 4] float64."""
-    return scene_to_global(scenes)[revolutions.rows] @ revolutions.ego_to_world
+def ego_to_global(scenes: Scenes, revolutions: Revolutions, config: WorldConfig) -> Tensor:
+    """Reported poses of the ego vehicle in the global frame, [r, 4, 4] float64."""
+    reported = reported_ego_to_world(scenes, revolutions, config)
+    return scene_to_global(scenes)[revolutions.rows] @ reported

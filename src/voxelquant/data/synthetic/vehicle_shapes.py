@@ -1,24 +1,33 @@
 """Shapes of cars, trucks, construction vehicles, buses and trailers; each row is a variant."""
 
-from voxelquant.data.synthetic.parts import ALL, INNER, Part, Span, box, upright
+from voxelquant.data.synthetic.parts import ALL, INNER, Part, Span, box, disc, rounded, upright
 
 _PLATES = (
-    box((0.96, 1.0), (-0.14, 0.14), (0.24, 0.31), "retro"),
+    box((0.94, 1.0), (-0.14, 0.14), (0.24, 0.31), "retro"),
     box((-1.0, -0.96), (-0.14, 0.14), (0.30, 0.37), "retro"),
+)
+_TAIL_LIGHTS = (
+    box((-0.99, -0.8), (0.58, 0.84), (0.40, 0.48), "reflector"),
+    box((-0.99, -0.8), (-0.84, -0.58), (0.40, 0.48), "reflector"),
 )
 
 
 def _wheels(front: Span, rear: Span, top: float) -> tuple[Part, ...]:
-    return box(front, ALL, (0.0, top), "dark"), box(rear, ALL, (0.0, top), "dark")
+    return tuple(
+        disc(axle, side, (0.0, top), "dark")
+        for axle in (front, rear)
+        for side in ((-1.0, -0.8), (0.8, 1.0))
+    )
 
 
 def _car(hood: float, waist: float, cabin: Span, taper: Span) -> tuple[Part, ...]:
-    body = box(INNER, ALL, (0.13, waist), "paint", (0.03, 0.0))
-    nose = box((0.0, 0.98), (-0.97, 0.97), (0.15, hood), "paint")
-    glass = box(cabin, (-0.92, 0.92), (waist, 0.93), "glass", taper)
+    body = rounded(INNER, (-0.99, 0.99), (0.08, waist + 0.04), "paint", (0.03, 0.06))
+    nose = rounded((0.0, 0.99), (-0.97, 0.97), (0.13, hood), "paint", (0.04, 0.1))
+    glass = rounded(cabin, (-0.92, 0.92), (waist - 0.08, 0.97), "glass", taper)
     roof_x = (cabin[0] * 0.72 - 0.05, cabin[1] * 0.62 - 0.05)
-    roof = box(roof_x, (-0.8, 0.8), (0.92, 1.0), "paint")
-    return (body, nose, glass, roof, *_wheels((0.52, 0.8), (-0.76, -0.48), 0.36), *_PLATES)
+    roof = rounded(roof_x, (-0.8, 0.8), (0.88, 1.0), "paint", (0.1, 0.1))
+    wheels = _wheels((0.5, 0.79), (-0.76, -0.47), 0.38)
+    return (body, nose, glass, roof, *wheels, *_PLATES, *_TAIL_LIGHTS)
 
 
 CARS = (
@@ -27,18 +36,19 @@ CARS = (
     _car(0.58, 0.60, (-0.97, 0.50), (0.14, 0.12)),
     _car(0.50, 0.52, (-0.97, 0.66), (0.12, 0.1)),
     (
-        box(INNER, ALL, (0.16, 0.52), "paint"),
-        box((-0.12, 0.5), (-0.9, 0.9), (0.52, 1.0), "glass", (0.28, 0.15)),
-        box((-0.2, 0.3), (-0.75, 0.75), (0.95, 1.0), "paint"),
-        *_wheels((0.5, 0.76), (-0.76, -0.5), 0.36),
+        box(INNER, (-0.99, 0.99), (0.16, 0.52), "paint"),  # a pick-up
+        rounded((-0.12, 0.5), (-0.9, 0.9), (0.44, 1.0), "glass", (0.28, 0.15)),
+        rounded((-0.2, 0.3), (-0.75, 0.75), (0.9, 1.0), "paint"),
+        *_wheels((0.48, 0.76), (-0.76, -0.48), 0.38),
         *_PLATES,
+        *_TAIL_LIGHTS,
     ),
 )
 
 
 def _truck(cab: Span, cargo: Span, cab_top: float, cargo_z: Span, load: str) -> tuple[Part, ...]:
     return (
-        box(cab, (-0.95, 0.95), (0.12, cab_top), "paint", (0.08, 0.0)),
+        rounded(cab, (-0.97, 0.97), (0.1, cab_top), "paint", (0.08, 0.0)),
         box((cab[1] - 0.16, cab[1]), (-0.85, 0.85), (cab_top * 0.55, cab_top * 0.9), "glass"),
         box(cargo, ALL, cargo_z, load),
         box((-0.98, cab[0]), (-0.4, 0.4), (0.16, 0.30), "dark"),

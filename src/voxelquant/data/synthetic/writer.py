@@ -165,7 +165,7 @@ def _write_scene(
         revolutions = spin(scenes, rows, numbers, config.lidar, lead)
         returns = fire(scenes, revolutions, config.lidar)
         _write_points(folder, spec, returns, numbers.tolist(), config)
-        poses.append(ego_to_global(scenes, revolutions).cpu())
+        poses.append(ego_to_global(scenes, revolutions, config).cpu())
         keys = [i for i, number in enumerate(numbers.tolist()) if is_key_frame(number, config)]
         if keys:
             truths.append(annotate(scenes, revolutions, returns, config).at(keys))
@@ -176,11 +176,10 @@ def _write_scene(
 def _write_points(
     folder: Path, spec: SceneSpec, returns: Returns, numbers: list[int], config: WorldConfig
 ) -> None:
-    ring = torch.arange(config.lidar.rays, device=returns.valid.device) % config.lidar.rings
+    ring = torch.arange(config.lidar.rays, device=returns.thing.device) % config.lidar.rings
     for index, number in enumerate(numbers):
-        valid = returns.valid[index]
-        columns = [axis[index][valid] for axis in (*returns.xyz, returns.intensity)]
-        points = torch.stack([*columns, ring[valid].float()], dim=1).cpu().numpy()  # [p, 5]
+        columns = [axis[index] for axis in (*returns.xyz, returns.intensity)]
+        points = torch.stack([*columns, ring.float()], dim=1).cpu().numpy()  # [rays, 5]
         points.astype(np.float32).tofile(folder / sweep_filename(spec, number, config))
 
 
