@@ -27,6 +27,7 @@ from world_measures import (
     intensity_over_range,
     measure_cloud,
     measure_key_frame,
+    without_own_returns,
 )
 from world_nuscenes import (
     measure_real_frames,
@@ -68,9 +69,10 @@ class Gathered:
         """Measure one more frame."""
         assert frame.boxes_det3d is not None
         assert frame.labels is not None
-        key = frame.points[frame.points[:, 4] == 0]
+        points = without_own_returns(frame.points)
+        key = points[points[:, 4] == 0]
         beams = beams_of(key, self.lidar.elevations_rad())
-        self.figures.append(measure_cloud(frame.points).update(measure_key_frame(key, beams)))
+        self.figures.append(measure_cloud(points).update(measure_key_frame(key, beams)))
         self.boxes.append(measure_boxes(frame.boxes_det3d, frame.labels, key))
         self.intensity_over_range += intensity_over_range(key)
         self.intensity_in_boxes += intensity_in_boxes(frame.boxes_det3d, frame.labels, key)

@@ -18,8 +18,8 @@ GRID = VoxelGridSpec(
     max_points_per_voxel=20,
     max_voxels=1_000_000,
 )
-# Real files hold what the sensor says of the ego vehicle and of rays without an answer: within
-# this distance of it, and of no synthetic ray.
+# Within this distance files hold what the sensor says of the ego vehicle and of rays without an
+# answer.
 OWN_RETURNS_M = 1.5
 NEIGHBOURHOOD = ConvGeometry((3, 3, 3), subm=True)
 # The strided convolutions of SpMiddleResNetFHD before each level but the first.
