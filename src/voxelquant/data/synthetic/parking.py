@@ -23,7 +23,7 @@ def parked(setting: Setting) -> Slots:
     count, sign = len(side), sign_of(side)
     drawn = dice.choice("parked.kind", count, list(setting.mix.parked_weights))
     backwards = dice.chance("parked.backwards", count, 0.1)
-    busy = setting.traits.parked * dice.uniform("parked.busy", 2, 0.3, 1.0)[:, side]
+    busy = setting.traits.parked * dice.uniform("parked.busy", 2, 0.45, 1.05)[:, side]
     return make_slots(
         pick_kind(drawn, VEHICLES),
         places.repeat(1, 2) + dice.uniform("parked.jitter", count, -0.6, 0.6),

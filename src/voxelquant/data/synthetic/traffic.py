@@ -51,7 +51,7 @@ def traffic(setting: Setting) -> Slots:
     behind = setting.stop_m + 4.0 + place * _QUEUE_SPACING_M + jitter.abs() * 0.4
     s_m = torch.where(setting.waits, setting.junction_m + sign * behind, free_m)
     seen = (s_m > low_m) & (s_m < high_m) & (rank < street.lanes[:, side])
-    crowded = setting.traits.traffic + torch.where(setting.waits, _QUEUE_CROWD, 0.0)
+    crowded = 1.1 * setting.traits.traffic + torch.where(setting.waits, _QUEUE_CROWD, 0.0)
     return make_slots(
         pick_kind(drawn, VEHICLES),
         s_m,
