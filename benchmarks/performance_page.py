@@ -105,7 +105,7 @@ A batch holds the frame and its mirrored copies. fp16 takes
 {f.throughput_b8_ms_per_frame.fp16:.3f} ms a frame in it, {batch_gain:.2f} times as fast as alone;
 int8 {f.throughput_b8_ms_per_frame.int8:.3f} ms, {int8_over_fp16:.2f} times as fast as fp16; spconv
 {f.throughput_b8_ms_per_frame.spconv_fp16:.2f} ms.
-
+{stages}
 ## Memory
 
 A plan allocates once. In MiB, for one frame of at most {f.max_voxels:,} voxels:
@@ -139,10 +139,12 @@ def page_text(result: dict[str, Any], notes: str) -> str:
         bars_table(f, derived),
         BEFORE.format(f=f, **derived),
         NOW.format(f=f, **derived),
-        stage_table(f),
+        stage_table(f, f.stages),
         LIMITS.format(f=f, slowest=slowest_table(f), **derived),
         GROWTH.format(quantiles=quantiles_in_words(f), table=growth_table(f)),
-        BATCH.format(f=f, table=times_table(f), memory=memory_table(f), **derived),
+        BATCH.format(
+            f=f, table=times_table(f), stages=batch_stages(f), memory=memory_table(f), **derived
+        ),
         "## What was tried and lost\n\n" + notes.strip().format_map(f) + "\n",
         REPEAT.format(f=f, options=options_in_words(f)),
     ]
@@ -179,6 +181,13 @@ def derived_figures(f: Figures) -> dict[str, Any]:
         "spconv_over_int8_b8": batch.spconv_fp16 / batch.int8,
         "peak_mb": max(f.memory.fp16.peak, f.memory.int8.peak) / 1e6,
     }
+
+
+def batch_stages(f: Figures) -> str:
+    """Where the time of a batch goes; nothing where the result does not tell."""
+    if f.optional("batch_stages") is None:
+        return ""
+    return f"Of all eight frames together, stages one by one:\n\n{stage_table(f, f.batch_stages)}"
 
 
 def quantiles_in_words(f: Figures) -> str:

@@ -79,15 +79,16 @@ def ratio_row(what: str, bar: float, found: float) -> tuple[str, str, str, bool]
     return what, f"≥ {bar:.1f}×", f"{found:.2f}×", found >= bar
 
 
-def stage_table(f: Figures) -> str:
-    engines = [name for name in ours(f) if f.stages.optional(name)]
-    kinds = dict.fromkeys(kind for name in engines for kind in f.stages[name].by_kind_ms)
+def stage_table(f: Figures, stages: Figures) -> str:
+    """Where the time goes, by precision; `stages` are those of one frame or of a batch."""
+    engines = [name for name in ours(f) if stages.optional(name)]
+    kinds = dict.fromkeys(kind for name in engines for kind in stages[name].by_kind_ms)
     rows = [
-        (KINDS.get(kind, kind), *(figure(f.stages[n].by_kind_ms.optional(kind)) for n in engines))
+        (KINDS.get(kind, kind), *(figure(stages[n].by_kind_ms.optional(kind)) for n in engines))
         for kind in kinds
     ]
-    rows.append(("gaps", *(figure(f.stages[name].gap_ms) for name in engines)))
-    rows.append(("**replay**", *(figure(f.stages[name].replay_ms) for name in engines)))
+    rows.append(("gaps", *(figure(stages[name].gap_ms) for name in engines)))
+    rows.append(("**replay**", *(figure(stages[name].replay_ms) for name in engines)))
     return markdown_table(("ms", *(NAMES[name] for name in engines)), rows) + "\n"
 
 

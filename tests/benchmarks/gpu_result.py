@@ -46,6 +46,7 @@ def make_engine(ms: float, how: str, *, ours: bool) -> EngineResult:
         make_point("cloud.npz", 105_086, 1.3 * ms),
         stages if ours else None,
         memory if ours else None,
+        stages if ours else None,
     )
 
 

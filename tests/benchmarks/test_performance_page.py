@@ -62,6 +62,17 @@ def test_the_story_has_its_figures(page: Any, result: dict[str, Any]) -> None:
     assert "{" not in text
 
 
+def test_a_batchs_stages_stand_where_the_result_tells_them(
+    page: Any, result: dict[str, Any]
+) -> None:
+    with_stages = page.page_text(result, NOTES)
+    assert "Of all eight frames together, stages one by one:" in with_stages
+    del result["batch_stages"]
+    without = page.page_text(result, NOTES)
+    assert "Of all eight" not in without
+    assert with_stages.count("| **replay** |") == 1 + without.count("| **replay** |")
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

@@ -72,6 +72,7 @@ def test_every_part_has_its_place(request_: BenchRequest) -> None:
         assert result["throughput_b8_ms_per_frame"][name] > 0
         assert result["throughput"][name]["voxels"] == 8 * 400
         assert result["latency"][name]["timing"]["wall"]["repeats"] == 2
+        assert list(result["batch_stages"][name]["by_kind_ms"]) == ["maps", "conv", "densify"]
         stages = result["stages"][name]
         assert list(stages["by_kind_ms"]) == ["maps", "conv", "densify"]
         # 21 convolutions and 8 sums, the maps and the dense map.

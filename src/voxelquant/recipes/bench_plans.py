@@ -18,6 +18,7 @@ from voxelquant.recipes.bench_gate import (
 )
 from voxelquant.recipes.bench_measure import (
     Effort,
+    StageBreakdown,
     call_of,
     measure_call,
     measure_stages,
@@ -105,16 +106,24 @@ class PlanBench:
                 self._check(precision, name, plan, networks, frame)
         with self.reporter.stage(f"time_{precision}", f"{precision}: timing"):
             latency = self._time(plan, frames.single, self.effort)
-            stages = measure_stages(plan, frames.single, self.effort) if self.with_stages else None
+            stages = self._stages(plan, frames.single)
             less = Effort(self.effort.warmup, max(2, self.effort.repeats // 4))
             growth = tuple(
                 self._time(plan, frame, less, name) for name, frame in frames.growth.items()
             )
             cloud = None if frames.cloud is None else self._time(plan, frames.cloud, less)
         del plan
-        throughput = self._throughput(precision, networks)
-        how = f"recipe {RECIPES[precision]}"
-        return EngineResult(how, latency, throughput, growth, cloud, stages, memory)
+        throughput, batch_stages = self._throughput(precision, networks)
+        return EngineResult(
+            how=f"recipe {RECIPES[precision]}",
+            latency=latency,
+            throughput=throughput,
+            growth=growth,
+            cloud=cloud,
+            stages=stages,
+            batch_stages=batch_stages,
+            memory=memory,
+        )
 
     def expected_fp16(self, frame: BenchFrame) -> Tensor:
         """Dense map of the fp16 network on the reference backend, kept."""
@@ -150,17 +159,22 @@ class PlanBench:
             check = require_quantized(what, found, networks.expected(frame), in_fp16)
         self.checks.append(check)
 
-    def _throughput(self, precision: str, networks: Networks) -> Point | None:
+    def _stages(self, plan: Plan, frame: BenchFrame) -> StageBreakdown | None:
+        return measure_stages(plan, frame, self.effort) if self.with_stages else None
+
+    def _throughput(
+        self, precision: str, networks: Networks
+    ) -> tuple[Point | None, StageBreakdown | None]:
         batch = self.frames.batch
         if batch is None:
-            return None
+            return None, None
         # Frames of a batch are not all at their bound at once.
         bound = max(len(batch), 3 * batch.batch_size * self.max_voxels // 4)
         description = f"{precision}: batch of {batch.batch_size}"
         with self.reporter.stage(f"batch_{precision}", description):
             plan = self._plan(networks, batch, bound)
             self._check(precision, f"batch of {batch.batch_size}", plan, networks, batch)
-            return self._time(plan, batch, self.effort)
+            return self._time(plan, batch, self.effort), self._stages(plan, batch)
 
     def _time(
         self, plan: Plan, frame: BenchFrame, effort: Effort, name: str | None = None

@@ -69,8 +69,9 @@ class EngineResult:
         throughput: a batch, or None.
         growth: over the number of voxels.
         cloud: a cloud voxelized by this package, or None.
-        stages: where the time goes, of our own engine.
+        stages: where the time of one frame goes, of our own engine.
         memory: of our own engine.
+        batch_stages: as `stages`, of a batch.
     """
 
     how: str
@@ -80,6 +81,7 @@ class EngineResult:
     cloud: Point | None = None
     stages: StageBreakdown | None = None
     memory: PlanMemory | None = None
+    batch_stages: StageBreakdown | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class BenchResult:
             ),
             "memory": self._each(lambda e: e.memory and asdict(e.memory)),
             "stages": self._each(lambda e: e.stages and _stages(e.stages)),
+            "batch_stages": self._each(lambda e: e.batch_stages and _stages(e.batch_stages)),
             "latency": self._each(lambda e: asdict(e.latency)),
             "throughput": self._each(lambda e: e.throughput and asdict(e.throughput)),
             "scaling": self._each(lambda e: [asdict(point) for point in e.growth]),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from voxelquant.recipes.bench_measure import StageBreakdown
 from voxelquant.recipes.bench_result import PEER, RESULT_FILE, BenchResult, EngineResult, gpu_facts
 
 _ABSENT = "–"
@@ -19,8 +20,13 @@ def print_bench(result: BenchResult, folder: Path, console: Console | None = Non
     """Tables of times, stages and growth, what was checked, and what is missing."""
     console = console or Console()
     console.print(times_table(result))
-    if any(engine.stages for engine in result.engines.values()):
-        console.print(stage_table(result))
+    engines = result.engines.items()
+    for what, stages in (
+        ("one frame", {name: e.stages for name, e in engines if e.stages}),
+        ("a batch", {name: e.batch_stages for name, e in engines if e.batch_stages}),
+    ):
+        if stages:
+            console.print(stage_table(what, stages))
     if any(engine.growth for engine in result.engines.values()):
         console.print(growth_table(result))
     for line in _remarks(result):
@@ -46,10 +52,9 @@ def times_table(result: BenchResult) -> Table:
     return table
 
 
-def stage_table(result: BenchResult) -> Table:
-    """One row a kind of stage: where the time of one frame goes."""
-    stages = {name: e.stages for name, e in result.engines.items() if e.stages is not None}
-    table = Table(title="Where the time goes, in ms")
+def stage_table(what: str, stages: Mapping[str, StageBreakdown]) -> Table:
+    """One row a kind of stage: where the time goes, by engine."""
+    table = Table(title=f"Where the time of {what} goes, in ms")
     table.add_column("")
     for label in stages:
         table.add_column(label, justify="right")
