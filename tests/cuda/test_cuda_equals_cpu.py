@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from voxelquant.data.synthetic import generate_frames
+from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.checkpoint import load_weights
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.export import FileRunner, serialize
@@ -24,6 +24,8 @@ from voxelquant.sparse import (
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+SAME_SURFACE_M = 0.01
 
 GEOMETRIES = [
     ConvGeometry((3, 3, 3), subm=True),
@@ -143,15 +145,29 @@ def tiny() -> tuple[CenterPoint, SparseTensor]:
     return model, model.read_clouds([frame.points])
 
 
-def test_the_world_has_the_same_boxes() -> None:
+@pytest.mark.parametrize("mix", ["nuscenes", "balanced"])
+def test_the_world_has_the_same_boxes_and_surfaces(mix: ClassMix) -> None:
+    """Boxes to the bit; of the rays of a key frame, which all report, one in a thousand may part.
+
+    Whoever meets an edge may meet what lies behind it on another device.
+    """
+    config = WorldConfig(class_mix=mix)
     here, there = (
-        generate_frames(4, [0, 1], key_frames=1, device=device) for device in ("cpu", "cuda")
+        generate_frames(4, range(8), key_frames=1, device=device, config=config)
+        for device in ("cpu", "cuda")
     )
+    apart, rays = 0, 0
     for mine, other in zip(here, there, strict=True):
         assert mine.boxes_det3d is not None
         assert other.boxes_det3d is not None
         assert torch.equal(mine.boxes_det3d, other.boxes_det3d.cpu())
+        first, second = (frame.points.cpu() for frame in (mine, other))
+        first, second = first[first[:, 4] == 0], second[second[:, 4] == 0]
+        assert len(first) == len(second) == config.lidar.rays
+        apart += int(((first[:, :3] - second[:, :3]).norm(dim=1) > SAME_SURFACE_M).sum())
+        rays += len(first)
         assert len(mine.points) == pytest.approx(len(other.points), rel=1e-3)
+    assert apart <= 1e-3 * rays
 
 
 def test_engine_fake_quant_and_file_agree_on_the_gpu(
