@@ -151,7 +151,7 @@ class Accuracy:
             "differences": self._differences(matches),
             "rings": score_rings(dataset.nusc, dataset.split, submission, RINGS_M),
             "frames": len(dataset),
-            "data": str(dataset),
+            "split": dataset.split,
             "seeds": {
                 "calibration": CALIBRATION_SEED,
                 "validation": VALIDATION_SEED,
