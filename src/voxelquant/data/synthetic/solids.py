@@ -31,7 +31,7 @@ class Solids:
     revolution: Tensor  # [q] int64
     thing: Tensor  # [q] int64, column of the scene's objects
     part: Tensor  # [q] int64
-    solid: Tensor  # [q] int64: parts.BOX, CYLINDER, ELLIPSOID
+    solid: Tensor  # [q] int64: parts.BOX and its siblings
     material: Tensor  # [q] int64
     taper: Tensor  # [q, 2] float32
     half_m: Tensor  # [q, 3] float32, half extents

@@ -80,10 +80,10 @@ def candidates(
             tiles = triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, block_n)
             # Deep layers have fewer tiles than would fill the device.
             most = MAX_SPLITS if tiles < processors and shape.columns >= MAX_SPLITS else 1
-            splits = range(1, most + 1)
             for num_warps in (4, 8) if block_m < 256 else (8,):
                 for tile in _whole(shape, block_m, block_n, num_warps):
-                    for split in splits:
+                    # Tiles of a group have fewer steps to share out.
+                    for split in range(1, (1 if tile.steps == "seen" else most) + 1):
                         yield dataclasses.replace(tile, splits=split)
                         # Narrow layers have too few weights for it to gain anything.
                         if bulk and tile.steps in ("tap", "seen") and shape.c_in >= 64:
@@ -104,7 +104,7 @@ def _whole(shape: ConvShape, block_m: int, block_n: int, num_warps: int) -> Iter
             yield ConvTile(block_m, block_n, 64, "tap", num_warps, num_stages)
     if shape.kz == 1:
         return  # all rows see the same
-    for num_stages in (2, 3, 4):
+    for num_stages in (2, 3, 4) if shape.c_in <= 32 else (3, 4):
         yield ConvTile(block_m, block_n, min(widest, 128), "seen", num_warps, num_stages)
         if widest >= 128:
             yield ConvTile(block_m, block_n, 64, "seen", num_warps, num_stages)
