@@ -26,7 +26,7 @@ Points of ten sweeps by height, and in green the boxes of annotated objects with
 - Published counts of annotations and attributes.
 
 A quantile is here always a value that occurs: of n sorted values that of rank (n − 1) · level,
-rounded.
+rounded. The result keeps five digits of every figure.
 Of real points only histograms, quantiles and sums stand in the result.
 """
 
