@@ -12,7 +12,7 @@ from small_detector import write_config
 from voxelquant.detection.config import load_config
 from voxelquant.errors import GateError, MissingDependencyError
 from voxelquant.recipes.bench_frames import BenchFrame, batch_of
-from voxelquant.recipes.bench_measure import Effort
+from voxelquant.recipes.bench_measure import Effort, Profiling
 from voxelquant.recipes.bench_networks import Networks, lower_network, make_backbone
 from voxelquant.recipes.bench_peer import PeerBench, warm_until_steady
 from voxelquant.recipes.bench_plans import BenchFrames
@@ -52,6 +52,7 @@ def bench_of(networks: Networks, frames: BenchFrames, fake: Any = None) -> PeerB
         frames,
         networks.expected,
         Effort(1, 2),
+        Profiling(),
         StageReporter.silent(),
         dtype=torch.float32,
     )

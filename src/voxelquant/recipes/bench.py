@@ -12,6 +12,7 @@ from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, GateError
 from voxelquant.recipes.artifacts import make_work_dir, write_json_atomic
+from voxelquant.recipes.bench_measure import Profiling
 from voxelquant.recipes.bench_networks import (
     RECIPES,
     Planner,
@@ -62,6 +63,7 @@ def _measure(
     detector = CenterPoint(load_config(request.config))
     with reporter.stage("frames", "reading and making frames"):
         frames = choose_frames(request, detector, device)
+    profiling = Profiling()
     bench = PlanBench(
         make_backbone(detector.config, request.seed, device),
         frames,
@@ -69,12 +71,17 @@ def _measure(
         request.effort,
         request.max_voxels,
         "stages" in request.chosen_parts,
+        profiling,
         reporter,
     )
     engines, unavailable = _measure_precisions(bench, request)
-    peer = PeerBench(bench.fp16.fake, frames, bench.expected_fp16, request.effort, reporter)
+    peer = PeerBench(
+        bench.fp16.fake, frames, bench.expected_fp16, request.effort, profiling, reporter
+    )
     if request.against is not None:
         engines[PEER] = peer.measure()
+    with reporter.stage("busy", "profiling what was timed"):
+        profiling.run()
     return BenchResult(
         device=device,
         frame=(frames.single.name, len(frames.single)),

@@ -15,11 +15,11 @@ from voxelquant.evaluation.gpu_memory import measure_memory
 from voxelquant.evaluation.latency import measure_latency
 from voxelquant.recipes.bench_frames import BenchFrame
 from voxelquant.recipes.bench_gate import GateCheck, require_peer
-from voxelquant.recipes.bench_measure import Effort, PlanMemory, measure_call
+from voxelquant.recipes.bench_measure import Effort, PlanMemory, Profiling, measure_call
 from voxelquant.recipes.bench_plans import BenchFrames
 from voxelquant.recipes.bench_result import EngineResult, Point
 from voxelquant.recipes.progress import StageReporter
-from voxelquant.recipes.spconv_peer import VARIANTS, PeerVariant, SpconvPeer, sorting
+from voxelquant.recipes.spconv_peer import VARIANTS, PeerVariant, SpconvPeer
 
 # Run-time compilation and tuning are over when so many calls in a row take about equally long.
 _STEADY_CALLS = 4
@@ -36,6 +36,7 @@ class PeerBench:
         frames: on the device.
         expected: dense map that our reference backend gives for a frame, in fp16.
         effort: of the main numbers; the choice of a variant and growth take a quarter.
+        profiling: of what is timed.
         reporter: progress.
         dtype: of the peer.
         checks: what held so far.
@@ -46,6 +47,7 @@ class PeerBench:
     frames: BenchFrames
     expected: Callable[[BenchFrame], Tensor]
     effort: Effort
+    profiling: Profiling
     reporter: StageReporter
     dtype: torch.dtype = torch.float16
     checks: list[GateCheck] = field(default_factory=list)
@@ -65,10 +67,7 @@ class PeerBench:
         frames = self.frames
         with self.reporter.stage("peer", "spconv: checking and comparing its algorithms"):
             best = self._choose(variants)
-        with (
-            self.reporter.stage("time_peer", f"spconv: timing {best}"),
-            sorting(best.sort),
-        ):
+        with self.reporter.stage("time_peer", f"spconv: timing {best}"):
             peer = self._peer(best)
             latency = self._time(peer, frames.single, self.effort)
             throughput = None
@@ -115,14 +114,13 @@ class PeerBench:
         """Wall time of a variant on the frame of the latency; None, with the reason kept."""
         frame = self.frames.single
         try:
-            with sorting(variant.sort):
-                run = self._peer(variant).call(frame)
-                what = f"spconv {variant} on {frame.name}, {len(frame)} voxels"
-                self.checks.append(require_peer(what, run().half(), self.expected(frame)))
-                warm_until_steady(run, frame.features.device)
-                wall = measure_latency(
-                    run, device=frame.features.device, warmup=1, repeats=self._less.repeats
-                )
+            run = self._peer(variant).call(frame)
+            what = f"spconv {variant} on {frame.name}, {len(frame)} voxels"
+            self.checks.append(require_peer(what, run().half(), self.expected(frame)))
+            warm_until_steady(run, frame.features.device)
+            wall = measure_latency(
+                run, device=frame.features.device, warmup=1, repeats=self._less.repeats
+            )
         except Exception as error:  # whatever a foreign library raises where it cannot run
             self.tried[str(variant)] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             return None
@@ -139,7 +137,7 @@ class PeerBench:
         what = f"spconv on {name or frame.name}, batch {frame.batch_size}, {len(frame)} voxels"
         self.checks.append(require_peer(what, run().half(), self.expected(frame)))
         warm_until_steady(run, frame.features.device)
-        timing = measure_call(run, effort, frame.features.device)
+        timing = measure_call(run, effort, frame.features.device, self.profiling)
         return Point(name or frame.name, len(frame), frame.batch_size, timing)
 
 

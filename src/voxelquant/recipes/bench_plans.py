@@ -18,6 +18,7 @@ from voxelquant.recipes.bench_gate import (
 )
 from voxelquant.recipes.bench_measure import (
     Effort,
+    Profiling,
     StageBreakdown,
     call_of,
     measure_call,
@@ -70,6 +71,7 @@ class PlanBench:
         effort: of the main numbers; growth takes a quarter.
         max_voxels: bound of a plan for one frame.
         with_stages: whether stages are timed one by one.
+        profiling: of what is timed.
         reporter: progress.
         checks: what held so far.
     """
@@ -80,6 +82,7 @@ class PlanBench:
     effort: Effort
     max_voxels: int
     with_stages: bool
+    profiling: Profiling
     reporter: StageReporter
     checks: list[GateCheck] = field(default_factory=list)
     _in_fp16: dict[int, Tensor] = field(default_factory=dict)
@@ -181,5 +184,6 @@ class PlanBench:
     ) -> Point:
         run = call_of(plan, frame)
         run()  # what a replay repeats
-        timing = measure_call(run, effort, frame.features.device, replay=plan.replay)
+        device = frame.features.device
+        timing = measure_call(run, effort, device, self.profiling, replay=plan.replay)
         return Point(name or frame.name, len(frame), frame.batch_size, timing)

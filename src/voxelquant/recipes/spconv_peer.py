@@ -170,7 +170,7 @@ class SpconvPeer(nn.Module):
         features = frame.features.to(self.dtype)
 
         def run() -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), sorting(self.variant.sort):
                 out: Tensor = self(features, frame.coords_bzyx, frame.batch_size)
             return out
 

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from voxelquant.errors import GraphError
 from voxelquant.quant.engine.program import (
     AddOp,
     ConvertOp,
@@ -20,7 +21,7 @@ from voxelquant.quant.engine.tiles import MAX_SPLITS, ConvShape, default_tile, p
 from voxelquant.quant.engine.tuning import Launcher, Tiles, fastest_tiles
 from voxelquant.quant.int8_modules import CodeSparseConv3d
 from voxelquant.sparse.backends.triton.densify import densify
-from voxelquant.sparse.backends.triton.epilogue import format_name
+from voxelquant.sparse.backends.triton.epilogue import LARGEST_STEP, LEAST_STEP, format_name
 from voxelquant.sparse.backends.triton.planned_conv import (
     ConvTile,
     Fusion,
@@ -124,7 +125,7 @@ class Launches:
             scales = (conv.output_scale, *steps, add.output_scale)
             residual_format = format_name(self.program.values[op.residual].dtype)
             fusion = Fusion(conv.relu, own, residual_format, add.relu, result)
-        on_device = [None if s is None else s.to(self.device) for s in scales]
+        on_device = [self._step(s) for s in scales]
         multiplier = None
         if isinstance(conv, CodeSparseConv3d):
             multiplier = conv.multiplier.to(self.device)
@@ -213,17 +214,31 @@ class Launches:
         if isinstance(op, AddOp):
             a, b = self.values[op.a], self.values[op.b]
             operands = (op.add.operand_a, op.add.operand_b)
-            steps = [o.scales[-1].to(self.device) if o.count else None for o in operands]
-            result = op.add.output_scale
-            scales = (steps[0], steps[1], None if result is None else result.to(self.device))
+            steps = [self._step(o.scales[-1]) if o.count else None for o in operands]
+            scales = (steps[0], steps[1], self._step(op.add.output_scale))
             relu = op.add.relu
             return lambda: add_rows(a, b, count, out, relu=relu, scales=scales)
         x = self.values[op.x]
         if isinstance(op, ReluOp):
             return lambda: convert_rows(x, count, out, relu=True)
-        steps_in_turn = torch.stack([s.to(self.device) for s in op.scales])
+        steps_in_turn = torch.stack([s for s in map(self._step, op.scales) if s is not None])
         codes = format_name(op.codes)
         return lambda: convert_rows(x, count, out, scales=steps_in_turn, codes=codes)
+
+    def _step(self, step: Tensor | None) -> Tensor | None:
+        """Step of codes where kernels read it; None stays None.
+
+        Raises:
+            GraphError: kernels cannot divide by it exactly.
+        """
+        if step is None:
+            return None
+        if not LEAST_STEP <= step.item() <= LARGEST_STEP:
+            raise GraphError(
+                f"got a step of codes of {step.item():g}, the engine divides by {LEAST_STEP:g} to "
+                f"{LARGEST_STEP:g}; calibrate again, this range is no range of features"
+            )
+        return step.to(self.device)
 
     def dense(self, op: DenseOp) -> Launch:
         """The dense map of a value."""

@@ -74,13 +74,13 @@ def candidates(
     """
     yield default_tile(shape)
     full_n = min(max(triton.next_power_of_2(shape.c_out), 16), 128)
-    widths = (full_n, full_n // 2) if full_n == 128 else (full_n,)
-    for block_m in (64, 128, 256):
-        for block_n in widths:
-            tiles = triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, block_n)
-            # Deep layers have fewer tiles than would fill the device.
-            most = MAX_SPLITS if tiles < processors and shape.columns >= MAX_SPLITS else 1
-            for num_warps in (4, 8) if block_m < 256 else (8,):
+    # Sums of more than 128 x 128 do not fit the registers of eight warps beside anything else.
+    for block_m in (64, 128, 256) if full_n < 128 else (64, 128):
+        # Deep layers of a small frame leave most of the device without a tile.
+        few = 2 * triton.cdiv(rows, block_m) * triton.cdiv(shape.c_out, full_n) <= processors
+        for block_n in (full_n, full_n // 2) if few and full_n == 128 else (full_n,):
+            most = MAX_SPLITS if few and shape.columns >= MAX_SPLITS else 1
+            for num_warps in {64: (4,), 128: (4, 8), 256: (8,)}[block_m]:
                 for tile in _whole(shape, block_m, block_n, num_warps):
                     # Tiles of a group have fewer steps to share out.
                     for split in range(1, (1 if tile.steps == "seen" else most) + 1):

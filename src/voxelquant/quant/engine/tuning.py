@@ -20,7 +20,7 @@ from triton.runtime.errors import OutOfResources
 
 from voxelquant.atomic_file import atomic_path
 from voxelquant.quant.engine.tiles import ConvShape, candidates
-from voxelquant.sparse.backends.triton import implicit_gemm, row_groups
+from voxelquant.sparse.backends.triton import epilogue, implicit_gemm, row_groups
 from voxelquant.sparse.backends.triton.planned_conv import ConvTile
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def cache_file(device: torch.device) -> Path:
     """
     folder = os.environ.get("VOXELQUANT_CACHE")
     root = Path(folder) if folder else Path.home() / ".cache" / "voxelquant"
-    source = "".join(inspect.getsource(module) for module in (implicit_gemm, row_groups))
+    source = "".join(map(inspect.getsource, (implicit_gemm, row_groups, epilogue)))
     chip = torch.cuda.get_device_name(device)
     key = f"{chip} torch {torch.__version__} triton {triton.__version__}"
     safe = "".join(c if c.isalnum() or c in ".-+" else "_" for c in key)

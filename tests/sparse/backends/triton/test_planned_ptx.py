@@ -135,15 +135,28 @@ def test_no_quotient_is_approximated_and_none_flushes_subnormals(compiled: dict[
     assert divisions > 0
 
 
-def test_nothing_is_fused_but_the_residuals_of_quotients(compiled: dict[str, str]) -> None:
-    """Four fused operations for each comparison with the saturated quotient, and no other."""
-    quotients = 0
+def test_nothing_is_fused_but_quotients(compiled: dict[str, str]) -> None:
+    """Of each divisor the residual of its reciprocal, of each quotient its sum.
+
+    The sum's addend is the product of the same dividend with the reciprocal's second part; the
+    residual's is one.
+    """
+    residuals = quotients = 0
     for key, ptx in compiled.items():
-        # 65536.0 as PTX writes it.
-        compared = len(re.findall(r"setp\.\w+\.f32[^;]*0f47800000", ptx))
-        assert len(re.findall(r"\bfma\.rn\S*f32", ptx)) == 4 * compared, key
-        quotients += compared
-    assert quotients > 0
+        products = {
+            result: {a, b}
+            for result, a, b in re.findall(r"mul\.rn\.f32\s+(%\w+), (\S+), (\S+);", ptx)
+        }
+        fused = re.findall(r"\bfma\.rn\.f32\s+%\w+, (\S+), (\S+), (\S+);", ptx)
+        assert len(fused) == len(re.findall(r"\bfma\.\S*f32", ptx)), key
+        for a, b, addend in fused:
+            if addend == "0f3F800000":
+                residuals += 1
+            else:
+                assert {a, b} & products[addend], key
+                quotients += 1
+    assert residuals > 0
+    assert quotients > residuals
 
 
 def test_bits_are_counted_by_the_instruction(compiled: dict[str, str]) -> None:

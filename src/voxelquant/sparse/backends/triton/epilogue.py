@@ -1,9 +1,9 @@
 """The law of numbers inside of kernels: what `voxelquant.numerics` says, operation by operation.
 
 Every operation rounds to float32 by itself: kernels that use these functions are launched with
-`enable_fp_fusion=False`. The quotient is the one of IEEE division, though no division instruction
-makes it (`divide_by_step`). A test reads the PTX: it may hold no approximate division, and no
-fused operation but those of the quotient.
+`enable_fp_fusion=False`. Codes are those of IEEE division, though no division instruction makes
+their quotients (`divide_for_code`). A test reads the PTX: it may hold no approximate division, and
+no fused operation but those of the quotients.
 """
 
 import torch
@@ -11,49 +11,79 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+LEAST_STEP, LARGEST_STEP = 2.0**-90, 2.0**60  # of codes: `divide_for_code`
+
 _INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 _ROUNDER: tl.constexpr = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no fraction
-# Quotients beyond are codes of the range's end, whatever their last bit.
-_SATURATED: tl.constexpr = tl.constexpr(65536.0)
 
 
 @triton.jit
-def divide_by_step(x, step):
-    """`x ÷ step`, rounded to nearest as IEEE 754 wants it, for |x ÷ step| < 65536.
+def divisor(step):
+    """What dividing by a step takes, made once: `(step, high, low)`.
 
-    The hardware's own division branches into a routine for zeros and subnormals, and zeros are what
-    a ReLU leaves: a third of an integer layer's time went there. Instead, with `r` the correctly
-    rounded reciprocal of the step, made once,
-
-        q0 = x * r;  q1 = q0 + (x - q0 * step) * r;  q2 = q1 + (x - q1 * step) * r
-
-    where each residual is one fused operation and so exact: q1 is within one unit in the last place
-    and q2 is the rounded quotient (Markstein 1990, IBM J. Res. Dev. 34, theorem 8.3; Muller 2018,
-    Handbook of Floating-Point Arithmetic, section 4.7). It holds for steps in 2**-90 ... 2**100;
-    quotients so small that a residual underflows round to the code 0 all the same.
+    `high + low` is the reciprocal of the step to 48 bits, each part rounded to float32.
     """
+    high = tl.div_rn(1.0, step)
+    low = tl.div_rn(tl.fma(high, -step, 1.0), step)  # the residual is exact
+    return step, high, low
+
+
+@triton.jit
+def divide_for_code(x, by):
+    """A quotient that rounds to the code to which `x ÷ step`, rounded as IEEE 754 wants it, rounds.
+
+    `by` is `divisor(step)`, of a step from LEAST_STEP to LARGEST_STEP; |x ÷ step| <= 449. The
+    hardware's own division branches into a routine for zeros and subnormals, and zeros are what a
+    ReLU leaves; a corrected quotient takes five operations. This one takes two, and is the rounded
+    quotient but in the rarest cases (Brisebarre, Muller and Raina 2004, IEEE Trans. Computers 53,
+    algorithm 1):
+
+        q = x * high + (x * low)        the sum fused, so rounded once
+
+    Its code is always right. What is rounded last differs from x / step by at most 2**-47 of it.
+    A code could differ only if the law's quotient or q were a tie of codes and the other one its
+    neighbour; then x / step would lie within 2**-47 of the middle m between the two. A tie has at
+    most eight significant bits: m = M * 2**a with M = K * 2**p ± 1 < 2**25 and p >= 17. With the
+    integers X and S of 24 bits for x and step, |X * 2**i - S * M| <= 4 for an i >= 23. So S lies
+    within four of a multiple of 2**17. It is not one itself: the difference would be divisible by
+    2**17, hence zero, and no quotient is such a middle. That leaves 512 significands of a step; for
+    each a test tries all x that come so near to a middle.
+    """
+    step, high, low = by
     if _INTERPRETED:  # whose fused operations round twice
         return tl.div_rn(x, step)
     else:
-        reciprocal = tl.div_rn(1.0, step)
-        first = x * reciprocal
-        second = tl.fma(tl.fma(-first, step, x), reciprocal, first)
-        third = tl.fma(tl.fma(-second, step, x), reciprocal, second)
-        return tl.where(tl.abs(first) < _SATURATED, third, first)
+        return tl.fma(x, high, x * low)
 
 
 @triton.jit
-def quantize_int8(x, scale):
-    """`clamp(rn(x / scale), -128, 127)`, half to even, as int8; `numerics.quantize`."""
-    # Clamped first: the rounder is exact below 2**22 only, and the bounds are integers.
-    ratio = tl.minimum(tl.maximum(divide_by_step(x, scale), -128.0), 127.0)
-    return ((ratio + _ROUNDER) - _ROUNDER).to(tl.int8)
+def _ratio_in_range(x, by, LEAST: tl.constexpr, MOST: tl.constexpr, RELU: tl.constexpr):
+    """Activation and quotient, clamped to the range of codes.
+
+    What is clamped is the dividend. That is the same, since the value of a code divides to that
+    code; but quotients stay in bounds, and one lower bound serves the ReLU too.
+    """
+    lower = 0.0 if RELU else LEAST * by[0]
+    return divide_for_code(tl.minimum(tl.maximum(x, lower), MOST * by[0]), by)
 
 
 @triton.jit
-def quantize_fp8(x, scale):
-    """`e4m3(clamp(x / scale, -448, 448))`, half to even, as the bits of the code (uint8)."""
-    ratio = tl.minimum(tl.maximum(divide_by_step(x, scale), -448.0), 448.0)
+def _int8_ratio(x, by, RELU: tl.constexpr):
+    """The int8 code, half to even, with the rounder added, as float32."""
+    return _ratio_in_range(x, by, -128.0, 127.0, RELU) + _ROUNDER
+
+
+@triton.jit
+def quantize_int8(x, by, RELU: tl.constexpr = False):
+    """`clamp(rn(x / step), -128, 127)`, half to even, as int8; `numerics.quantize`."""
+    # With the rounder added, the low bits of the float are the code's.
+    return _int8_ratio(x, by, RELU).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def quantize_fp8(x, by, RELU: tl.constexpr = False):
+    """`e4m3(clamp(x / step, -448, 448))`, half to even, as the bits of the code (uint8)."""
+    ratio = _ratio_in_range(x, by, -448.0, 448.0, RELU)
     if _INTERPRETED:  # whose cast does not round to even; what is rounded already, it keeps
         exponent = (ratio.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         gap = tl.maximum(exponent, 0.015625) * 0.125
@@ -71,16 +101,32 @@ def load_scale(scale_ptr, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def finish(y, scale, RELU: tl.constexpr, FORMAT: tl.constexpr):
-    """Activation, then what is stored: int8 codes, the bits of fp8 codes, or fp16 values."""
-    if RELU:
-        y = tl.maximum(y, 0.0)
-    if FORMAT == "int8":
-        return quantize_int8(y, scale)
-    elif FORMAT == "fp8":
-        return quantize_fp8(y, scale)
+def load_divisor(scale_ptr, FORMAT: tl.constexpr):
+    """`divisor` of the step of codes; 1 for fp16 values, which have none."""
+    if FORMAT == "fp16":
+        return 1.0, 1.0, 0.0
     else:
-        return y.to(tl.float16)
+        return divisor(tl.load(scale_ptr))
+
+
+@triton.jit
+def finish(y, by, RELU: tl.constexpr, FORMAT: tl.constexpr):
+    """Activation, then what is stored: int8 codes, the bits of fp8 codes, or fp16 values."""
+    if FORMAT == "int8":
+        return quantize_int8(y, by, RELU)
+    elif FORMAT == "fp8":
+        return quantize_fp8(y, by, RELU)
+    else:
+        return (tl.maximum(y, 0.0) if RELU else y).to(tl.float16)
+
+
+@triton.jit
+def finish_as_operand(y, by, scale, RELU: tl.constexpr, FORMAT: tl.constexpr):
+    """`operand_value` of what `finish` would store."""
+    if FORMAT == "int8":  # without a detour through bytes
+        return (_int8_ratio(y, by, RELU) - _ROUNDER) * scale
+    else:
+        return operand_value(finish(y, by, RELU, FORMAT), scale, FORMAT)
 
 
 @triton.jit

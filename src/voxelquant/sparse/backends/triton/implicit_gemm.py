@@ -17,7 +17,13 @@ import triton
 import triton.language as tl
 
 from voxelquant.sparse.backends.triton.bits import popcount_small
-from voxelquant.sparse.backends.triton.epilogue import finish, load_scale, operand_value
+from voxelquant.sparse.backends.triton.epilogue import (
+    finish,
+    finish_as_operand,
+    load_divisor,
+    load_scale,
+    operand_value,
+)
 from voxelquant.sparse.backends.triton.overlap import gdc_launch_dependents, gdc_wait
 from voxelquant.sparse.backends.triton.row_groups import find_tile, list_taps, rows_of_group
 
@@ -75,11 +81,11 @@ def conv_kernel(
         multiplier = tl.load(multiplier_ptr + channels, mask=in_channels, other=0.0)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channels, mask=in_channels, other=0.0).to(tl.float32)
-    scale = load_scale(scale_ptr, OWN)
+    by = load_divisor(scale_ptr, OWN)
     if RESIDUAL is not None:
         scale_a = load_scale(scale_a_ptr, OWN)
         scale_b = load_scale(scale_b_ptr, RESIDUAL)
-        add_scale = load_scale(add_scale_ptr, RESULT)
+        add_by = load_divisor(add_scale_ptr, RESULT)
     if OVERLAP and not EARLY:
         gdc_wait()
     if STEPS == "seen":
@@ -200,14 +206,15 @@ def conv_kernel(
         y = y * multiplier[None, :]
     if HAS_BIAS:
         y = y + bias[None, :]
-    result = finish(y, scale, RELU, OWN)
     places = rows.to(tl.int64)[:, None] * C_OUT + channels[None, :]
     held = there[:, None] & in_channels[None, :]
-    if RESIDUAL is not None:
-        own = operand_value(result, scale_a, OWN)
+    if RESIDUAL is None:
+        result = finish(y, by, RELU, OWN)
+    else:
+        own = finish_as_operand(y, by, scale_a, RELU, OWN)
         stored = tl.load(residual_ptr + places, mask=held, other=0)
         total = own + operand_value(stored, scale_b, RESIDUAL)
-        result = finish(total, add_scale, ADD_RELU, RESULT)
+        result = finish(total, add_by, ADD_RELU, RESULT)
     tl.store(out_ptr + places, result, mask=held)
 
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from voxelquant.sparse.backends.triton.epilogue import (
     code_value,
+    divisor,
     finish,
     format_name,
+    load_divisor,
     load_scale,
     operand_value,
     quantize_fp8,
@@ -94,9 +96,9 @@ def _convert_rows(
         # Codes that come with the first step are codes already.
         if step > 0 or SOURCE == "fp16":
             if CODES == "fp8":
-                stored = quantize_fp8(value, scale)
+                stored = quantize_fp8(value, divisor(scale))
             else:
-                stored = quantize_int8(value, scale)
+                stored = quantize_int8(value, divisor(scale))
         value = code_value(stored, CODES) * scale
     if RESULT == "fp16":
         tl.store(out_ptr + places, value.to(tl.float16), mask=there)
@@ -168,5 +170,5 @@ def _add_rows(
     scale_a, scale_b = load_scale(scale_a_ptr, A), load_scale(scale_b_ptr, B)
     a = operand_value(tl.load(a_ptr + places, mask=there, other=0), scale_a, A)
     b = operand_value(tl.load(b_ptr + places, mask=there, other=0), scale_b, B)
-    total = finish(a + b, load_scale(scale_ptr, RESULT), RELU, RESULT)
+    total = finish(a + b, load_divisor(scale_ptr, RESULT), RELU, RESULT)
     tl.store(out_ptr + places, total, mask=there)
