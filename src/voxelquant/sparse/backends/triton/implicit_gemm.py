@@ -173,8 +173,10 @@ def conv_kernel(
             row, seen = _row_of_tap(entry, tap, KZ, INVERSE)
             ahead = there & (step + 1 < end * width)
             entry = tl.load(map_ptr + next_column * capacity + rows, mask=ahead, other=0)
-            a_there = seen[:, None] & (channel < C_IN)[None, :]
-            a = tl.load(x_ptr + row[:, None] * STRIDE_X + channel[None, :], mask=a_there, other=0)
+            # One number to be moved between threads instead of two.
+            source = tl.where(seen, row, -1)[:, None]
+            a_there = (source >= 0) & (channel < C_IN)[None, :]
+            a = tl.load(x_ptr + source * STRIDE_X + channel[None, :], mask=a_there, other=0)
             if BULK:
                 # Channels beyond the last are rows of the next column; nobody stores their sums.
                 first_row = column * C_OUT + tl.program_id(1) * BLOCK_N
@@ -215,6 +217,10 @@ def conv_kernel(
         stored = tl.load(residual_ptr + places, mask=held, other=0)
         total = own + operand_value(stored, scale_b, RESIDUAL)
         result = finish(total, add_by, ADD_RELU, RESULT)
+    if FORMAT == "fp16" and result.dtype == tl.int8:
+        # 8 codes a store, as many channels as a read of fp16 rows has: else the compiler gives
+        # these reads the layout of 16 codes, which no asynchronous copy has.
+        places = tl.max_contiguous(places, [1, 8])
     tl.store(out_ptr + places, result, mask=held)
 
 
