@@ -169,10 +169,12 @@ def save_weights(
         path: target, ending in `.safetensors`; with shards, in `.safetensors.index.json`.
         half: store fp16; BatchNorm parameters and statistics stay fp32.
         metadata: text by name for the file's header (config name, commit, seed).
-        shard_bytes: write several files, each with tensors of at most so many bytes.
+        shard_bytes: write several files, each with tensors of at most so many bytes; shards that
+            an index of this name had before, and has no more, are removed.
 
     Raises:
-        CheckpointError: a value is not finite (in fp16, if `half`), or the file cannot be written.
+        CheckpointError: a value is not finite (in fp16, if `half`), a tensor is larger than a
+            shard, or a file cannot be written.
     """
     path = Path(path)
     if shard_bytes is None and path.suffix != ".safetensors":
