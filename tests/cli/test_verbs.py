@@ -54,7 +54,7 @@ def test_ptq_says_that_frames_are_fewer_than_asked_for(
 ) -> None:
     ptq = ("ptq", config, "--data", data, "--weights", weights, "--batch-size", 2)
     result = done(*ptq, "--work-dir", tmp_path, "--calibrate-batches", 3)
-    assert "calibrating on 1 batches, not 3: tiny_train has 3 frames" in result.stderr
+    assert "calibrating on 1 batch, not 3: tiny_train has 3 frames" in result.stderr
     assert read_json(tmp_path / "metrics.json")["calibrate_batches"] == 1
 
 

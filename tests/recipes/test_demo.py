@@ -172,7 +172,7 @@ def test_the_verb_fails_where_the_law_is_broken(
     assert result.exit_code == (0 if holds else 1)
     assert ("The law of parity is broken." in result.stdout) == (not holds)
     assert "warning: conv0: [odd]" in result.stdout
-    assert "scn.onnx, checked: 1 warnings, no errors." in result.stdout
+    assert "scn.onnx, checked: 1 warning, no errors." in result.stdout
 
 
 def test_the_weights_that_ship_are_small() -> None:

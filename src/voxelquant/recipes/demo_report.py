@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from voxelquant.data.records import FrameDataset
 from voxelquant.detection.decode import Detections
+from voxelquant.plural import counted
 from voxelquant.quant.calibrate import TensorStatistics
 from voxelquant.quant.histogram import BINS
 from voxelquant.recipes.calibrated import Calibrated
@@ -115,7 +116,8 @@ def _pictures(
         scene = dataset.nusc.get("scene", sample["scene_token"])["name"]
         pictures.append(
             FramePicture(
-                caption=f"Scene {scene}, validation frame {index}: {len(truth)} boxes annotated, "
+                caption=f"Scene {scene}, validation frame {index}: "
+                f"{counted(len(truth), 'box', 'boxes')} annotated, "
                 f"{len(found_float)} found by float, {len(found_int8)} by the int8 engine "
                 f"(score above {_SHOWN_SCORE:g}).",
                 points=frame.points.numpy(),

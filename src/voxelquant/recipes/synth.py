@@ -18,6 +18,7 @@ from voxelquant.data.synthetic import (
 )
 from voxelquant.data.tables import VERSION_SUFFIX
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.progress import StageReporter
 
@@ -71,7 +72,7 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
         numbers = range(first, first + count)
         splits[name] = [SceneSpec(request.seed, n, request.key_frames) for n in numbers]
         first += count
-    title = f"writing {first} scenes of seed {request.seed}"
+    title = f"writing {counted(first, 'scene')} of seed {request.seed}"
     with reporter.stage("synth", title) as advance:
         device = choose_device(request.device)
         config = WorldConfig(class_mix=request.class_mix)
@@ -100,7 +101,7 @@ def scenes_of_splits(scenes: int | None, splits: Sequence[str]) -> dict[str, int
         raise DatasetError("need either --scenes N or one --split NAME=SCENES after the other")
     if scenes is not None:
         if scenes < 2:
-            raise DatasetError(f"got {scenes} scenes, need 2: one trains, one validates")
+            raise DatasetError(f"got {counted(scenes, 'scene')}, need 2: one trains, one validates")
         val = max(1, scenes // _VAL_SHARE)
         return {TRAIN_SPLIT: scenes - val, VAL_SPLIT: val}
     parsed = [_parse_split(split) for split in splits]

@@ -17,6 +17,7 @@ from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_con
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.digest import file_digest, text_digest
 from voxelquant.errors import BadInputError, CheckpointError
+from voxelquant.plural import counted
 from voxelquant.recipes.artifacts import (
     make_work_dir,
     provenance,
@@ -302,7 +303,7 @@ def train_session(session: TrainingSession, trainee: Trainee, title: str) -> int
     if request.resume:
         first = load_training_state(run.checkpoint, trainee.model, trainee.optimizer, run.settings)
     log = TrainingLog(request.work_dir / "log.jsonl", first) if session.world.is_main else None
-    title = f"{title} for {run.total_steps} steps"
+    title = f"{title} for {counted(run.total_steps, 'step')}"
     with session.reporter.stage("train", title) as advance:
         done = run_steps(
             trainee,
@@ -314,7 +315,8 @@ def train_session(session: TrainingSession, trainee: Trainee, title: str) -> int
             progress=advance,
         )
     if done < run.total_steps:
-        session.reporter.say(f"stopped after {done} of {run.total_steps} steps; --resume continues")
+        steps = counted(run.total_steps, "step")
+        session.reporter.say(f"stopped after {done} of {steps}; --resume continues")
     return done
 
 

@@ -33,6 +33,7 @@ from voxelquant.data.synthetic.tables import (
     sweep_filename,
 )
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 
 TABLE_VERSION = "v1.0-synthetic"
 _PARAMETERS = "synthetic_world.json"
@@ -69,7 +70,9 @@ def write_dataset(
     root, config = Path(root), config or WorldConfig()
     specs = [spec for scenes in splits.values() for spec in scenes]
     if len({(spec.seed, spec.scene) for spec in specs}) != len(specs) or not specs:
-        raise DatasetError(f"got {len(specs)} scenes: need at least one, each in one split only")
+        raise DatasetError(
+            f"got {counted(len(specs), 'scene')}: need at least one, each in one split only"
+        )
     parameters = _parameters(splits, config)
     if root.exists():
         _refuse_other_content(root, parameters)
