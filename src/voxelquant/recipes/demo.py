@@ -35,6 +35,7 @@ from voxelquant.recipes.detect import Detector, Engine, open_detector
 from voxelquant.recipes.evaluate import Evaluation, evaluate_detector
 from voxelquant.recipes.parity import Forms, ParityResult, measure_parity
 from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.synth import say_unfinished
 
 CONFIG = "centerpoint_tiny"
 TRAINING_SEED = 1  # of the world that the shipped weights were trained on; docs/tiny_weights.md
@@ -156,6 +157,7 @@ def _write_world(run: DemoRun) -> dict[str, int]:
             for scene in range(plan.validation_scenes)
         ],
     }
+    say_unfinished(run.data_root, run.reporter)
     with run.reporter.stage("synth", "writing a synthetic LiDAR world") as advance:
         config = WorldConfig(class_mix=plan.class_mix)
         write_dataset(run.data_root, splits, config=config, progress=advance)

@@ -14,6 +14,7 @@ from voxelquant.data.synthetic import (
     SceneSpec,
     WorldConfig,
     count_visible_instances,
+    unfinished_copies,
     write_dataset,
 )
 from voxelquant.data.tables import VERSION_SUFFIX
@@ -72,6 +73,7 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
         numbers = range(first, first + count)
         splits[name] = [SceneSpec(request.seed, n, request.key_frames) for n in numbers]
         first += count
+    say_unfinished(request.out, reporter)
     title = f"writing {counted(first, 'scene')} of seed {request.seed}"
     with reporter.stage("synth", title) as advance:
         device = choose_device(request.device)
@@ -84,6 +86,14 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
         key_frames={name: count * request.key_frames for name, count in counts.items()},
         instances={name: count_visible_instances(tables, name) for name in counts},
     )
+
+
+def say_unfinished(root: Path, reporter: StageReporter) -> None:
+    """Before a data set is written, name what a killed writing of it left beside it."""
+    copies = unfinished_copies(root)
+    if copies and not root.exists():
+        names = ", ".join(map(str, copies))
+        reporter.say(f"note: {names}: unfinished; delete it unless a run is still writing there")
 
 
 def scenes_of_splits(scenes: int | None, splits: Sequence[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from voxelquant.data.synthetic.frames import generate_frames, stream_frames
 from voxelquant.data.synthetic.generated import GeneratedFrames
 from voxelquant.data.synthetic.statistics import count_visible_instances
 from voxelquant.data.synthetic.taxonomy import CLASS_NAMES
-from voxelquant.data.synthetic.writer import TABLE_VERSION, write_dataset
+from voxelquant.data.synthetic.writer import TABLE_VERSION, unfinished_copies, write_dataset
 
 __all__ = [
     "CLASS_NAMES",
@@ -25,5 +25,6 @@ __all__ = [
     "count_visible_instances",
     "generate_frames",
     "stream_frames",
+    "unfinished_copies",
     "write_dataset",
 ]
