@@ -14,6 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from small_detector import make_detector
+from voxelquant.detection.checkpoint import save_weights
+
 Refusal = Callable[..., str]
 
 
@@ -214,9 +217,22 @@ def test_a_foreign_safetensors_as_a_state(config, data, tmp_path, work, refusal)
         assert "`voxelquant ptq`" in line
 
 
-def test_float_weights_at_export(config, weights, work, refusal: Refusal) -> None:
-    for verb in quantized_verbs(config, weights, work):
-        assert "`voxelquant ptq`" in refusal(*verb)
+def test_float_weights_where_a_state_is_needed(
+    config, weights, data, tmp_path, work, refusal: Refusal
+) -> None:
+    index = tmp_path / "small.safetensors.index.json"
+    save_weights(make_detector(config), index, shard_bytes=400_000)
+    text = tmp_path / "notes.json"
+    text.write_text("{}")
+    for given, what in (
+        (weights, "got a safetensors file that is no quantized state, float weights perhaps; "),
+        (index, "got an index of float weights in shards, need a quantized state; "),
+        (text, "got JSON, need a quantized state; "),
+    ):
+        evaluation = (*eval_arguments(config, data, given, work), "--engine", "int8")
+        for verb in (*quantized_verbs(config, given, work), evaluation):
+            advice = "`voxelquant ptq` makes a state from float weights"
+            assert refusal(*verb) == f"{given}: {what}{advice}"
 
 
 def test_a_state_as_float_weights(config, state, data, work, refusal: Refusal) -> None:

@@ -115,6 +115,15 @@ def test_a_missing_shard_is_named(index: Path) -> None:
         load_weights(make(2), index)
 
 
+def test_a_shard_alone_points_to_its_index(index: Path) -> None:
+    shard = index.parent / "tiny-00001-of-00002.safetensors"
+    with pytest.raises(CheckpointError, match=rf"one shard of several, .* their index {index}"):
+        load_weights(make(2), shard)
+    index.unlink()
+    with pytest.raises(CheckpointError, match="weights of another model: .* missing"):
+        load_weights(make(2), shard)
+
+
 def test_a_shard_that_lacks_a_tensor_is_named(index: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["odd"] = "tiny-00001-of-00002.safetensors"
@@ -126,9 +135,14 @@ def test_a_shard_that_lacks_a_tensor_is_named(index: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
-        ("[", "got no index of shards"),
-        ("[1]", "got no index of shards"),
-        ("{}", "need a JSON object with a weight_map"),
+        ("[", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "the file is a list, need an index: a JSON object whose weight_map names"),
+        ("{}", "got no weight_map, need an index"),
+        ('{"weight_map": {}}', "got an empty weight_map, which names no tensor"),
+        ('{"weight_map": null}', "weight_map is null, need an index"),
+        ('{"weight_map": {"a": "b.safetensors"}, "metadata": 3}', "metadata is a number"),
+        ('{"weight_map": {"a": "b.safetensors"}, "metadata": {"sha256": ""}}', "sha256 is a text"),
         ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "got shard '../elsewhere"),
         ('{"weight_map": {"a": 3}}', "got shard 3"),
     ],
@@ -137,8 +151,9 @@ def test_what_is_no_index_is_refused(index: Path, text: str, finding: str) -> No
     index.write_text(text)
     model = make(2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=finding):
+    with pytest.raises(CheckpointError, match=finding) as caught:
         load_weights(model, index)
+    assert "Error" not in str(caught.value)  # the name of an exception tells a user nothing
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from voxelquant.atomic_file import atomic_path
 from voxelquant.detection.checkpoint_files import read_safetensors
+from voxelquant.detection.file_kinds import INDEX_SUFFIX
 from voxelquant.digest import file_digest
 from voxelquant.errors import CheckpointError
 
-INDEX_SUFFIX = ".safetensors.index.json"
+_INDEX = "an index: a JSON object whose weight_map names the shard of each tensor"
+_JSON_NAMES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 
 
@@ -54,26 +56,52 @@ def read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def index_of_shard(path: Path) -> Path | None:
+    """The index beside a file that names it as one of several shards, if there is one."""
+    for index in sorted(path.parent.glob(f"*{INDEX_SUFFIX}")):
+        try:
+            names = set(_read_index(index)[0].values())
+        except CheckpointError:
+            continue
+        if path.name in names and len(names) > 1:
+            return index
+    return None
+
+
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """File of each tensor, digest of each file, further metadata."""
-    try:
-        content = json.loads(path.read_text())
-        metadata: dict[str, Any] = dict(content.get("metadata", {}))
-        digests = dict(metadata.pop("sha256", {}))
-        places = dict(content["weight_map"])
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    content = _object("the file", _parse(path), path)
+    if "weight_map" not in content:
+        raise CheckpointError(f"{path}: got no weight_map, need {_INDEX}")
+    places = _object("weight_map", content["weight_map"], path)
+    if not places:
         raise CheckpointError(
-            f"{path}: got no index of shards ({type(error).__name__}: {error}), need a JSON object "
-            "with a weight_map"
-        ) from None
+            f"{path}: got an empty weight_map, which names no tensor; fetch the index again"
+        )
     for name in places.values():
         if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
             raise CheckpointError(
                 f"{path}: got shard {name!r:.60}, need the name of a .safetensors file beside it"
             )
+    metadata = dict(_object("metadata", content.get("metadata", {}), path))
+    digests = _object("sha256", metadata.pop("sha256", {}), path)
     return places, digests, {key: str(value) for key, value in metadata.items()}
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise CheckpointError(f"{path}: not valid JSON ({error}), need {_INDEX}") from None
+
+
+def _object(what: str, value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        got = _JSON_NAMES.get(type(value), "a number")
+        raise CheckpointError(f"{path}: {what} is {got}, need {_INDEX}")
+    return value
 
 
 def save_shards(
