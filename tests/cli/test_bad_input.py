@@ -50,6 +50,21 @@ def test_a_missing_dataset(config, weights, work, refusal: Refusal, verb: str) -
     assert line.startswith("/no/such: no such folder")
 
 
+@pytest.mark.parametrize("verb", ["eval", "sensitivity", "ptq", "train", "qat"])
+def test_what_data_may_be(config, weights, work, refusal: Refusal, verb: str) -> None:
+    given = () if verb == "train" else ("--weights", weights)
+    call = (verb, config, "--work-dir", work, *given)
+    may_be_generated = verb in ("ptq", "train", "qat")
+    for data in ((), ("--data", "nonsense")):
+        line = refusal(*call, *data)
+        assert "give --data the root of a nuScenes dataset" in line
+        assert line.endswith(", or `synthetic`") == may_be_generated
+    if not may_be_generated:
+        line = refusal(*call, "--data", "synthetic")
+        assert line.startswith("synthetic: no such folder; give --data the root")
+        assert line.endswith("; `voxelquant synth --out DATA` writes a synthetic one")
+
+
 def test_a_folder_that_is_no_dataset(config, weights, tmp_path, work, refusal: Refusal) -> None:
     line = refusal(*eval_arguments(config, tmp_path, weights, work))
     assert "no version folder" in line

@@ -117,10 +117,11 @@ def test_a_missing_shard_is_named(index: Path) -> None:
 
 def test_a_shard_alone_points_to_its_index(index: Path) -> None:
     shard = index.parent / "tiny-00001-of-00002.safetensors"
-    with pytest.raises(CheckpointError, match=rf"one shard of several, .* their index {index}"):
+    with pytest.raises(CheckpointError, match="one shard of several, need all") as caught:
         load_weights(make(2), shard)
+    assert str(caught.value).endswith(f"give their index {index}")
     index.unlink()
-    with pytest.raises(CheckpointError, match="weights of another model: .* missing"):
+    with pytest.raises(CheckpointError, match=r"weights of another model: .* missing"):
         load_weights(make(2), shard)
 
 

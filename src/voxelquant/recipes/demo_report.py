@@ -56,7 +56,7 @@ def draw_demo_report(
             synthetic=True,
             frames=len(dataset),
             boxes=sum(result["instances"].values()),
-            note=_seeds_in_words(result["seeds"]),
+            note=_world_in_words(result["seeds"], result["plan"]["class_mix"]),
         ),
         scores=tuple(_score(engine, score) for engine, score in scores.items()),
         calibration={
@@ -73,9 +73,12 @@ def draw_demo_report(
     return write_report(folder)
 
 
-def _seeds_in_words(seeds: Mapping[str, int]) -> str:
+def _world_in_words(seeds: Mapping[str, int], class_mix: str) -> str:
     named = ", ".join(f"{purpose} {seed}" for purpose, seed in seeds.items())
-    return f"Boxes are distinct instances within the range of the metric. World seeds: {named}."
+    return (
+        "Boxes are distinct instances within the range of the metric. "
+        f"Class mix {class_mix}; world seeds: {named}."
+    )
 
 
 def _summary(result: Mapping[str, Any]) -> str:

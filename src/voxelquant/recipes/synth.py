@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxelquant.data.synthetic import (
+    DEFAULT_CLASS_MIX,
     TABLE_VERSION,
     ClassMix,
     SceneSpec,
@@ -38,7 +39,7 @@ class SynthRequest:
         key_frames: key frames a scene, half a second apart.
         splits: `NAME=SCENES` of each split.
         device: where the points are made.
-        class_mix: classes as frequent as in nuScenes, or balanced for small sets.
+        class_mix: classes as frequent as in nuScenes (the default), or balanced for small sets.
     """
 
     out: Path
@@ -47,7 +48,7 @@ class SynthRequest:
     key_frames: int = 2
     splits: tuple[str, ...] = ()
     device: str = "auto"
-    class_mix: ClassMix = "nuscenes"
+    class_mix: ClassMix | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
     title = f"writing {counted(first, 'scene')} of seed {request.seed}"
     with reporter.stage("synth", title) as advance:
         device = choose_device(request.device)
-        config = WorldConfig(class_mix=request.class_mix)
+        config = WorldConfig(class_mix=request.class_mix or DEFAULT_CLASS_MIX)
         write_dataset(request.out, splits, device=device, config=config, progress=advance)
     tables = request.out / TABLE_VERSION
     return WrittenWorld(

@@ -1,11 +1,13 @@
 """The synthetic LiDAR world: seeded scenes, a spinning LiDAR, nuScenes tables."""
 
 from voxelquant.data.synthetic.config import (
+    DEFAULT_CLASS_MIX,
     WORLD_VERSION,
     ClassMix,
     LidarConfig,
     SceneSpec,
     WorldConfig,
+    describe_world,
 )
 from voxelquant.data.synthetic.frames import generate_frames, stream_frames
 from voxelquant.data.synthetic.generated import GeneratedFrames
@@ -15,6 +17,7 @@ from voxelquant.data.synthetic.writer import TABLE_VERSION, unfinished_copies, w
 
 __all__ = [
     "CLASS_NAMES",
+    "DEFAULT_CLASS_MIX",
     "TABLE_VERSION",
     "WORLD_VERSION",
     "ClassMix",
@@ -23,6 +26,7 @@ __all__ = [
     "SceneSpec",
     "WorldConfig",
     "count_visible_instances",
+    "describe_world",
     "generate_frames",
     "stream_frames",
     "unfinished_copies",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from voxelquant.data.frame import Frame
-from voxelquant.data.synthetic.config import WORLD_VERSION, WorldConfig
+from voxelquant.data.synthetic.config import WorldConfig, describe_world
 from voxelquant.data.synthetic.frames import generate_frames
 from voxelquant.errors import DatasetError
 from voxelquant.plural import counted
@@ -69,7 +69,7 @@ class GeneratedFrames:
         return self._run[index - first]
 
     def __str__(self) -> str:
-        return f"synthetic world {WORLD_VERSION}, seed {self.seed}"
+        return describe_world(self.seed, self.config)
 
     @property
     def identity(self) -> str:
