@@ -171,7 +171,8 @@ def main() -> None:
         section = section_text(result, NOTES.read_text(encoding="utf-8"))
     except MissingFigureError as error:
         sys.exit(str(error))
-    write_text_atomic(PAGE, with_section(PAGE.read_text(encoding="utf-8"), section))
+    page = with_section(PAGE.read_text(encoding="utf-8"), section)
+    print(f"Written: {write_text_atomic(PAGE, page)}")
 
 
 if __name__ == "__main__":

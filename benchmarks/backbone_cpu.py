@@ -26,7 +26,9 @@ convolutions without their maps, gather and products of all pairs alone: 0.8 s):
 """
 
 import argparse
+import json
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +62,7 @@ SHAPE = (41, 1440, 1440)
 VOXELS = 79_745
 ROOT = Path(__file__).resolve().parents[1]
 REAL_FRAME = ROOT.parent / "shared" / "data" / "nuscenes_voxels_79745.npz"
+SYNTHETIC = "synthetic"  # name of the frame where there is no real one
 
 
 def load_frame(path: Path) -> BenchFrame:
@@ -68,7 +71,26 @@ def load_frame(path: Path) -> BenchFrame:
         return read_voxel_frame(path, 5, SHAPE)
     detector = CenterPoint.from_config("centerpoint_voxel0075")
     cloud = choose_cloud(detector.config, FrameChoice())
-    return resize_frame(voxelize_frame(detector, cloud, "synthetic"), VOXELS)
+    return resize_frame(voxelize_frame(detector, cloud, SYNTHETIC), VOXELS)
+
+
+def existing_file(text: str) -> Path:
+    """A file that a user names: no other frame takes its place."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"got no file {text}")
+    return Path(text)
+
+
+def keep_real_result(out: Path, frame: BenchFrame) -> None:
+    """End the script where a synthetic frame's result would take the place of a real one's."""
+    if frame.name != SYNTHETIC or not out.exists():
+        return
+    kept = json.loads(out.read_text(encoding="utf-8"))["frame"]
+    if kept != SYNTHETIC:
+        sys.exit(
+            f"got a synthetic frame, and {out} is of {kept}: name the real one with --frame, or "
+            "another file with --out"
+        )
 
 
 class NaiveSites:
@@ -213,7 +235,7 @@ def measure(net: SpMiddleResNetFHD, features: Tensor, coords: Tensor, runs: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frame", type=Path, default=REAL_FRAME)
+    parser.add_argument("--frame", type=existing_file, default=REAL_FRAME)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/backbone_cpu.json")
@@ -221,6 +243,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     frame = load_frame(arguments.frame)
+    keep_real_result(arguments.out, frame)
     features, coords = frame.features, frame.coords_bzyx
     net = SpMiddleResNetFHD(BackboneConfig(in_channels=5, channels=(16, 16, 32, 64, 128))).eval()
     cpu_share = -time.process_time(), -time.perf_counter()
@@ -237,6 +260,7 @@ def main() -> None:
     print(f"  {facts['cores_obtained']:.2f} of the threads' time was spent on a core")
     facts |= {"frame": frame.name, "voxels": len(coords), "threads": arguments.threads}
     write_json_atomic(arguments.out, {**facts, **to_jsonable(result), **provenance(seed=0)})
+    print(f"Written: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -70,9 +70,10 @@ NOW = """## Where it goes now
 One CUDA graph holds everything, planned for at most {f.max_voxels:,} voxels; the host hands over a
 frame and launches it. int8 is the published policy (recipe `reference`: first convolution and first
 block in fp16). fp16 takes {f.backbone_ms.fp16:.3f} ms ({fp16_speedup:.1f} times as fast as
-spconv), int8 {f.backbone_ms.int8:.3f} ms ({int8_speedup:.1f} times), {busy_share:.0%} of fp16's
-time with the GPU busy. Stages below are timed one by one, in order; *gaps* is the replay of the
-graph less their sum, negative since in the graph a kernel begins while the one before it ends.
+spconv), int8 {f.backbone_ms.int8:.3f} ms ({int8_speedup:.1f} times). While fp16 runs,
+the GPU is busy for {f.busy_ms.fp16:.3f} ms of those {f.backbone_ms.fp16:.3f} ms ({busy_share:.0%}).
+Stages below are timed one by one, in order; *gaps* is the replay of the graph less their sum,
+negative since in the graph a kernel begins while the one before it ends.
 """
 
 LIMITS = """## What limits it
@@ -108,7 +109,11 @@ int8 {f.throughput_b8_ms_per_frame.int8:.3f} ms, {int8_over_fp16:.2f} times as f
 {stages}
 ## Memory
 
-A plan allocates once. In MiB, for one frame of at most {f.max_voxels:,} voxels:
+A plan allocates once. In MiB of 2²⁰ bytes (the bar above is in MB of 10⁶), for one frame of at most
+{f.max_voxels:,} voxels, beyond what was allocated before. *Held* is what lives on once the plan is
+made; a call that needs nothing more has it as its peak, and planning may take more for a while, to
+tune. *By purpose* names the plan's own buffers; *held* counts whatever else planning left allocated
+as well, and the allocator's rounding.
 
 {memory}
 """
@@ -210,7 +215,7 @@ def main() -> None:
     except MissingFigureError as error:
         sys.exit(str(error))
     draw_pictures(result, DOCS / "pictures", file_digest(RESULT))
-    write_text_atomic(DOCS / "performance.md", text)
+    print(f"Written: {write_text_atomic(DOCS / 'performance.md', text)} and its pictures.")
 
 
 if __name__ == "__main__":

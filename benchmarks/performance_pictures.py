@@ -22,6 +22,7 @@ COLOURS = {
 }
 LINES = {"fp16": "#1f6fd6", "int8": "#e07b00", "fp8": "#1d9e5c", "spconv_fp16": "#8a8f99"}
 DPI = 144
+TIMES_MS = (0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 20)  # marked on a logarithmic axis where data lie
 
 
 def draw_pictures(result: dict[str, Any], folder: Path, digest: str) -> None:
@@ -100,6 +101,9 @@ def draw_growth(f: Figures) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks([10, 20, 40, 80, 135], labels=["10", "20", "40", "80", "135"])
+    low, high = axes.get_ylim()
+    marked = [ms for ms in TIMES_MS if low <= ms <= high]
+    axes.set_yticks(marked, labels=[f"{ms:g}" for ms in marked])
     axes.minorticks_off()
     axes.set_xlabel("thousand voxels", color=INK)
     axes.set_ylabel("ms a frame (wall)", color=INK)

@@ -140,9 +140,9 @@ def memory_table(f: Figures) -> str:
     for name in ours(f):
         memory = f.memory[name]
         purposes = ", ".join(f"{what} {size / MIB:.0f}" for what, size in memory.by_purpose.items())
-        values = (memory.held, memory.peak, memory.peak_planning, memory.reserved)
+        values = (memory.held, memory.peak, memory.peak_planning)
         rows.append((NAMES[name], *(f"{value / MIB:.0f}" for value in values), purposes))
-    head = ("", "held", "peak of a call", "peak of planning", "reserved", "by purpose")
+    head = ("", "held", "peak of a call", "peak of planning", "by purpose")
     return markdown_table(head, rows)
 
 

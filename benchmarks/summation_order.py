@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from backbone_cpu import REAL_FRAME, ROOT, load_frame
+from backbone_cpu import REAL_FRAME, ROOT, existing_file, keep_real_result, load_frame
 from torch import Tensor
 
 from voxelquant.detection.config import load_config
@@ -39,11 +39,12 @@ def expected_by_columns(networks: Networks, frame: BenchFrame) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frame", type=Path, default=REAL_FRAME)
+    parser.add_argument("--frame", type=existing_file, default=REAL_FRAME)
     out = ROOT / "benchmarks/results/summation_order.json"
     parser.add_argument("--out", type=Path, default=out)
     arguments = parser.parse_args()
     frame = load_frame(arguments.frame)
+    keep_real_result(arguments.out, frame)
     backbone = make_backbone(load_config("centerpoint_voxel0075"), SEED, "cpu")
     found: dict[str, Any] = {"frame": frame.name, "voxels": len(frame)}
     maps = {}
@@ -62,6 +63,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:28} {value}")
     write_json_atomic(arguments.out, {**found, **provenance(seed=SEED)})
+    print(f"Written: {arguments.out}")
 
 
 if __name__ == "__main__":

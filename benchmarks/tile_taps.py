@@ -6,6 +6,9 @@ A tile multiplies every tap that any of its rows sees. Counted on the levels of 
 rows in the order of their sites, as the site index numbers them; in groups that see the same taps
 along z (`row_groups`), where a tile also takes what lies between: each tap of its group in every
 column; sorted by the set of taps they see, as spconv does.
+
+The frame is `nuscenes_voxels_79745.npz`. Without it a synthetic frame of the same size is used; the
+result says so, and does not take the place of the real frame's.
 """
 
 import argparse
@@ -13,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backbone_cpu import REAL_FRAME, ROOT, SHAPE, load_frame
+from backbone_cpu import REAL_FRAME, ROOT, SHAPE, existing_file, keep_real_result, load_frame
 from torch import Tensor
 
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.sparse import ConvGeometry, build_kernel_map
 
 TILES = (64, 128)
+ORDERS = ("in_order", "in_groups", "sorted_by_taps")
 SUBM = ConvGeometry((3, 3, 3), subm=True)
 STEPS = (
     ConvGeometry((3, 3, 3), (2, 2, 2), (1, 1, 1)),
@@ -31,15 +35,31 @@ STEPS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frame", type=Path, default=REAL_FRAME)
+    parser.add_argument("--frame", type=existing_file, default=REAL_FRAME)
     out = ROOT / "benchmarks/results/tile_taps.json"
     parser.add_argument("--out", type=Path, default=out)
     arguments = parser.parse_args()
     frame = load_frame(arguments.frame)
+    keep_real_result(arguments.out, frame)
+    print(f"frame {frame.name}, {len(frame):,} voxels; taps needed: {' / '.join(ORDERS)}")
     maps = count_maps(frame.coords_bzyx)
     for row in maps:
-        print(row)
+        print(describe(row))
     write_json_atomic(arguments.out, {"frame": frame.name, "maps": maps, **provenance()})
+    print(f"Written: {arguments.out}")
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A map in one line, in percent of its taps."""
+    tiles = (
+        f"tiles of {rows} "
+        + " / ".join(f"{100 * row[f'tile_of_{rows}'][order]:.1f}" for order in ORDERS)
+        for rows in TILES
+    )
+    return (
+        f"{row['map']:14} {row['rows']:7,} rows in {row['groups']} groups, {row['taps']:2} taps; "
+        f"a row sees {100 * row['seen_by_a_row']:.1f} %; {' %; '.join(tiles)} %"
+    )
 
 
 def count_maps(coords: Tensor) -> list[dict[str, Any]]:

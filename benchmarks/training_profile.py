@@ -11,16 +11,16 @@ Frames are generated apart from that, in launches of 16 as the training source m
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from voxelquant.data.frame import Frame
-from voxelquant.data.synthetic import generate_frames
+from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.evaluation.gpu_timing import measure_busy
@@ -46,6 +46,7 @@ class Setting:
     batch_size: int
     amp: bool
     channels_last: bool
+    class_mix: ClassMix
     pool_size: int
     turnover: int
     warmup: int
@@ -64,10 +65,12 @@ class StepParts:
             for dense in (model.neck, model.bbox_head):
                 dense.to(memory_format=torch.channels_last)
         self.trainee = DetectorTrainee(model, config, amp=setting.amp)
+        world_config = WorldConfig(class_mix=setting.class_mix)
         pasting = synthetic_object_sampler(
             config,
             seed=SEED,
             pool_size=setting.pool_size,
+            world_config=world_config,
             device=world.device,
             reporter=StageReporter.silent(),
         )
@@ -77,6 +80,7 @@ class StepParts:
             turnover=setting.turnover,
             device=world.device,
             transforms=training_transforms(config, pasting),
+            world_config=world_config,
         )
         self._batches = self.source.batches(0, setting.batch_size)
         self._ahead: Iterator[list[Frame]] | None = None
@@ -135,12 +139,13 @@ class StepParts:
         self.step += 1
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="centerpoint_voxel0075")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--pool-size", type=int, default=256)
     parser.add_argument("--turnover", type=int, default=2, help="frames generated for each step")
+    parser.add_argument("--class-mix", choices=get_args(ClassMix), default="nuscenes")
     parser.add_argument("--no-amp", action="store_true", help="train in fp32")
     parser.add_argument("--channels-last", action="store_true", help="neck and head in NHWC")
     parser.add_argument("--warmup", type=int, default=20)
@@ -148,12 +153,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--commit", help="of this code, where it is no checkout")
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     setting = Setting(
         config=load_config(arguments.config),
         batch_size=arguments.batch_size,
         amp=not arguments.no_amp,
         channels_last=arguments.channels_last,
+        class_mix=arguments.class_mix,
         pool_size=arguments.pool_size,
         turnover=arguments.turnover,
         warmup=arguments.warmup,
@@ -171,7 +177,7 @@ def main() -> None:
 
 def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     """Times in ms: of generation, of the parts of a step, of whole steps."""
-    generated = time_each({"generate": generation(world)}, setting, world)["generate"]
+    generated = time_each({"generate": generation(setting, world)}, setting, world)["generate"]
     parts = StepParts(setting, world)
     by_part = time_each(parts.parts(), setting, world)
     on_gpu = torch.device(world.device).type == "cuda"
@@ -190,17 +196,18 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    shown = ("batch_size", "amp", "channels_last", "pool_size", "turnover")
+    shown = ("batch_size", "amp", "channels_last", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
 
-def generation(world: World) -> Callable[[], object]:
+def generation(setting: Setting, world: World) -> Callable[[], object]:
     first = iter(range(0, 2**31, GENERATED_AT_ONCE))
+    world_config = WorldConfig(class_mix=setting.class_mix)
 
     def generate() -> object:
         start = next(first)
         scenes = range(start, start + GENERATED_AT_ONCE)
-        return generate_frames(SEED, scenes, key_frames=1, device=world.device)
+        return generate_frames(SEED, scenes, key_frames=1, device=world.device, config=world_config)
 
     return generate
 

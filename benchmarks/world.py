@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from world_comparison import compare_world
+from world_summary import quantiles
 
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import WORLD_VERSION, WorldConfig, generate_frames
@@ -76,6 +76,7 @@ def main() -> None:
     else:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text + "\n")
+        print(f"Written: {arguments.out}")
 
 
 def make_frames(arguments: argparse.Namespace, batch: int, seconds: list[float]) -> Iterator[Frame]:
@@ -104,8 +105,8 @@ def make_frames(arguments: argparse.Namespace, batch: int, seconds: list[float])
 
 
 def spread_of_times(seconds: list[float]) -> dict[str, float]:
-    deciles = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else seconds * 9
-    return {"median": statistics.median(seconds), "p20": deciles[1], "p80": deciles[7]}
+    low, median, high = quantiles(torch.tensor(seconds), (0.2, 0.5, 0.8)).tolist()
+    return {"median": median, "p20": low, "p80": high}
 
 
 def describe_machine(device: str, threads: int) -> dict[str, object]:

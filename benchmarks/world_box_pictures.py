@@ -1,5 +1,6 @@
 """The plots of docs/world.md that are about boxes, from a result of world.py alone."""
 
+import math
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,16 +22,27 @@ def draw_points(result: Result) -> Figure:
 
 
 def draw_class(axes: Any, result: Result, name: str) -> None:
-    """Quantiles of the synthetic boxes of a class with a point, and every real one at its bin."""
+    """Quantiles of the synthetic boxes of a class with a point, and every real one at its bin.
+
+    A ring of distance with too few synthetic boxes stays empty.
+    """
     bins, step = result["measures"]["boxes"], result["measures"]["boxes"]["distance_step_m"]
     ours = result["synthetic"]["boxes"][name]
     enough = [sum(counts[1:]) >= FEWEST_BOXES for counts in ours["points_by_distance"]]
-    rings = [(ring, ours["point_quantiles"][ring]) for ring, drawn in enumerate(enough) if drawn]
-    distance = [step * (ring + 0.5) for ring, _ in rings]
-    bands = [[values[place] for _, values in rings] for place in range(5)]
-    axes.fill_between(distance, bands[0], bands[4], color=BAND, lw=0)
-    axes.fill_between(distance, bands[1], bands[3], color=HALF, lw=0)
-    axes.plot(distance, bands[2], color=OURS, lw=1.6)
+    edges = [step * ring for ring in range(len(enough) + 1)]
+    nothing = [math.nan] * len(bins["quantiles"])
+    rings = [
+        values if drawn else nothing
+        for values, drawn in zip(ours["point_quantiles"], enough, strict=True)
+    ]
+    low, lower, middle, upper, high = zip(*rings, strict=True)
+    axes.stairs(high, edges, baseline=low, fill=True, color=BAND)
+    axes.stairs(upper, edges, baseline=lower, fill=True, color=HALF)
+    axes.stairs(middle, edges, baseline=None, color=OURS, lw=1.6)
+    if not any(enough):
+        said = f"fewer than {FEWEST_BOXES} synthetic\nboxes in any {step} m"
+        axes.text(0.5, 0.9, said, transform=axes.transAxes, ha="center", va="top",
+                  color=INK, fontsize=8, bbox={"fc": GROUND, "ec": "none", "pad": 2})  # fmt: skip
     real = result["nuscenes"]["boxes"][name]["points_by_distance"]
     for spot in real_spots(real, step, bins["point_edges"]):
         axes.plot(*spot, "o", color=KEY_FRAME, ms=3.6, alpha=0.75, mew=0, zorder=3)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from world_summary import quantiles
 
 from voxelquant.data.synthetic import CLASS_NAMES, TABLE_VERSION
 from voxelquant.data.synthetic.taxonomy import KINDS
@@ -103,8 +104,7 @@ def quantiles_of(values: Tensor) -> list[float] | None:
     """The quantiles `QUANTILES` of some values; None where there are none."""
     if not len(values):
         return None
-    levels = torch.tensor(QUANTILES, dtype=torch.float64)
-    return torch.quantile(values.double(), levels, interpolation="nearest").tolist()
+    return quantiles(values, QUANTILES).tolist()
 
 
 def count_speeds(speed_mps: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class Gap:
 
     @property
     def differs(self) -> bool:
-        """Whether the real frame would be a rare one in the synthetic world."""
-        return self.ratio > 1
+        """Whether the real frame would be a rare one in the synthetic world, as printed."""
+        return round(self.ratio, 2) > 1
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,19 @@ class Outlier:
 
     @property
     def outside(self) -> bool:
-        """Whether 18 of 20 synthetic frames are on one side of it or the other."""
-        return not self.spread["p5"] <= self.real <= self.spread["p95"]
+        """Whether it lies below p5 or above p95 of the synthetic frames, as printed."""
+        low, real, high = (
+            as_printed(self.name, value)
+            for value in (self.spread["p5"], self.real, self.spread["p95"])
+        )
+        return not low <= real <= high
+
+
+def as_printed(name: str, value: float) -> float:
+    """A single figure with the decimals of the page, shares of intensities in percent."""
+    if name.startswith("intensity"):
+        return round(100 * value, 3)
+    return round(value, 2 if name.startswith("neighbours") else 0)
 
 
 def histogram_gaps(result: Result) -> list[Gap]:
@@ -124,3 +135,9 @@ def mean_rank(result: Result, name: str) -> tuple[int, float] | None:
             below = sum(here[1:points]) + here[points] / 2
             ranked, total = ranked + count, total + count * below / seen
     return (ranked, total / ranked) if ranked else None
+
+
+def real_answers(result: Result, frame: Result) -> list[float]:
+    """Share of each beam's firings that come back in a real frame, the ego vehicle's left out."""
+    scale = frame["scalars"]["returns"] / result["firings"]
+    return [share * scale for share in frame["histograms"]["returns_over_beam"]]

@@ -4,8 +4,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from world_gaps import Result, real_answers
 
-Result = dict[str, Any]
 INK, FAINT, GROUND = "#1d2433", "#8a97b3", "#ffffff"
 OURS, HALF, BAND = "#1f6fd6", "#8db8ee", "#cfe0f7"  # the mean, half of the frames, nine of ten
 # Real frames, in the order of the result.
@@ -126,8 +126,7 @@ def draw_beams(axes: Any, result: Result) -> None:
     axes.stairs(ours["mean"], edges, color=OURS, lw=1.6)
     for frame, color in zip(result["nuscenes"]["frames"].values(), REAL, strict=True):
         if name in frame["histograms"]:
-            scale = frame["scalars"]["returns"] / result["firings"]
-            axes.stairs([p * scale for p in frame["histograms"][name]], edges, color=color, lw=1.2)
+            axes.stairs(real_answers(result, frame), edges, color=color, lw=1.2)
     axes.set_ylim(0, 1.05)
     axes.set_xlim(edges[0], edges[-1])
     axes.yaxis.set_major_formatter(PERCENT)
@@ -148,7 +147,7 @@ def explain(axes: Any, result: Result) -> None:
 
 def draw_intensity(result: Result) -> Figure:
     """Intensities on a logarithmic scale, and their quantiles over range."""
-    figure = Figure(figsize=(11, 3.9), dpi=DPI, facecolor=GROUND, layout="constrained")
+    figure = Figure(figsize=(11, 4.3), dpi=DPI, facecolor=GROUND, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     draw_histogram(left, result, "intensity", logarithmic=True)
     left.set_ylim(1e-6, 0.3)
@@ -157,17 +156,22 @@ def draw_intensity(result: Result) -> Figure:
     explain_lines(left, result, "intensity")
     ours = result["synthetic"]["intensity_over_range"]
     real = result["nuscenes"]["intensity_over_range"]
+    edges_m = ours["edges_m"]
     for summary, color, name in ((ours, OURS, "synthetic"), (real, REAL[0], "nuScenes, 2 frames")):
         for level, style in ((0.5, "-"), (0.95, "--"), (0.99, ":")):
             place = summary["levels"].index(level)
             heights = [ring["quantiles"][place] for ring in summary["ranges"]]
             label = f"{name}, {100 * level:.0f} %"
-            right.stairs(heights, summary["edges_m"], color=color, lw=1.6, ls=style, label=label)
-    right.set_xlim(0, summary["edges_m"][-1])
-    right.set_ylim(0, 160)
+            edges_m = summary["edges_m"]
+            right.stairs(
+                heights, edges_m, baseline=None, color=color, lw=1.6, ls=style, label=label
+            )
+    right.set_xlim(0, edges_m[-1])
+    right.set_ylim(0, None)
     right.set_xlabel("distance from the sensor, m", color=INK, fontsize=9)
     right.set_title("quantiles of the intensity over range", color=INK, fontsize=10)
-    right.legend(frameon=False, fontsize=8, ncols=2, labelcolor=INK, loc="upper right")
+    right.legend(frameon=False, fontsize=8, ncols=2, labelcolor=INK, loc="upper center",
+                 bbox_to_anchor=(0.5, -0.14))  # fmt: skip
     finish(right)
     return figure
 

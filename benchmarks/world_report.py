@@ -15,7 +15,7 @@ import world_sections
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from world_box_pictures import draw_classes, draw_points
-from world_gaps import Result, histogram_gaps, single_figures
+from world_gaps import FEWEST_BOXES, Result, histogram_gaps, single_figures
 from world_pictures import draw_distributions, draw_intensity, draw_voxels
 from world_scenes import draw_scenes
 from world_tables import (
@@ -29,6 +29,7 @@ from world_tables import (
     point_table,
     scalar_table,
     share_table,
+    sight_table,
     speed_table,
 )
 
@@ -59,6 +60,7 @@ def page_text(result: Result, results: list[Result], notes: str) -> str:
             outside=sum(figure.outside for figure in singles),
             single=len(singles),
             scalars=scalar_table(result),
+            sights=sight_table(result),
             mix=class_mix(result),
             validation=counts["nuscenes"]["frames"],
             frames=result["frames"],
@@ -78,6 +80,8 @@ def page_text(result: Result, results: list[Result], notes: str) -> str:
             attribute_source=published["attributes"],
             attributes=attribute_table(result),
             few=result["measures"]["boxes"]["few_boxes"],
+            fewest=FEWEST_BOXES,
+            step_m=result["measures"]["boxes"]["distance_step_m"],
             points=point_table(result),
         ),
         world_sections.SPEED.format(table=speed_table(results)),
@@ -119,7 +123,8 @@ def main() -> None:
     for name, figure in (("world_scenes.png", above), ("world_view.png", view)):
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(png_bytes(FigureCanvasAgg(figure)))
-    write_text_atomic(DOCS / "world.md", page_text(result, results, NOTES.read_text()))
+    text = page_text(result, results, NOTES.read_text())
+    print(f"Written: {write_text_atomic(DOCS / 'world.md', text)} and its pictures.")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ Points of ten sweeps by height, and in green the boxes of annotated objects with
   measured against how far single synthetic frames are from their own mean.
 - Published counts of annotations and attributes.
 
+A quantile is here always a value that occurs: of n sorted values that of rank (n − 1) · level,
+rounded. The result keeps five digits of every figure.
 Of real points only histograms, quantiles and sums stand in the result.
 """
 
@@ -33,19 +35,27 @@ MISMATCH = """## What does not match
 **Histograms.** The distance of a real frame's histogram from the synthetic mean is the share that
 lies in other bins (total variation); beside it the distance of single synthetic frames from the
 same mean, median and 95th percentile, and the ratio to the latter. {differing} of {compared} real
-histograms have a ratio above 1 (bold): such a frame would be rarer than one in twenty. *Too few*
+histograms have a ratio above 1.00 (bold): such a frame would be rarer than one in twenty. *Too few*
 and *too many* are where the synthetic world lacks and exceeds most.
 
 {gaps}
 
 **Single figures** over the synthetic frames beside the real ones; what lies outside of p5 to p95 is
-bold ({outside} of {single}).
+bold ({outside} of {single}). What is bold is decided on the figures as they are printed.
 
 {scalars}
 
 **Voxel counts.** The cumulative curves over all {validation:,} validation frames are at most
 {largest_gap:.3f} apart, at {largest_gap_at:,.0f} voxels; equal worlds would exceed
 {gap_of_chance:.3f} with {frames} frames once in twenty times.
+
+**Level beam and upper beams.** One beam looks level. In the synthetic world it does so exactly, in
+every frame, and what it meets makes a spike just above the sensor's height; in the real frames its
+returns lie on both sides, and the two sides together hold about as many. The upper beams come back
+less often than in both real frames: too little stands high, as the points between 3 and 8 m below
+show too. Total variation hides both among the usual differences of single frames.
+
+{sights}
 
 **Class mix.** Boxes with a point a frame, as a multiple of nuScenes' annotations: {mix}.
 """
@@ -76,11 +86,11 @@ INTENSITY = """## Intensity
 
 ![Intensities of the key frame, and their quantiles over range](pictures/world_intensity.png)
 
-Key frames; the two real ones together.
+Quantiles of the intensity of all returns over range, key frames, the two real ones together:
 
 {table}
 
-Points in boxes, at the same quantiles; those of scene 0061 are of a few objects each:
+Quantiles of the intensity of points in boxes; those of scene 0061 are of a few objects each:
 
 {boxes}
 """
@@ -106,10 +116,11 @@ Attributes within their kind; nuScenes: {attribute_source}.
 
 ![Points in a box over distance by class](pictures/world_boxes.png)
 
-Boxes with at least one point. Shaded: 90 % and 50 % of the synthetic boxes, line: their median;
-dots: the boxes of scene 0061, at the middle of their bin; dotted line: beyond it the nuScenes
-metric does not look. Medians, after the slash those of scene 0061 where it has at least {few}
-boxes:
+Boxes with at least one point. Shaded: 90 % and 50 % of the synthetic boxes, line: their median,
+drawn for each {step_m} m of distance that hold at least {fewest} synthetic boxes; rare classes
+have fewer everywhere, and no line. Dots: the boxes of scene 0061, at the middle of their bin;
+dotted line: beyond it the nuScenes metric does not look. In the table medians where there are at
+least {few} boxes, after the slash those of scene 0061:
 
 {points}
 """

@@ -8,7 +8,7 @@ from torch import Tensor
 from world_measures import INTENSITY_RANGES_M, MEASURES, FrameFigures
 
 PERCENT = tuple(range(101))
-OUTER = torch.tensor([0.05, 0.95], dtype=torch.float64)  # nine of ten frames are between
+OUTER = (0.05, 0.95)  # nine of ten frames are between
 INTENSITY_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 FEW_POINTS = 50  # fewer say nothing about a distribution
 VOXEL_BIN = 2_500  # width of the bins of the histogram of voxel counts
@@ -20,7 +20,7 @@ def summarize_world(frames: Sequence[FrameFigures], firings: int) -> dict[str, A
     `answers` is the share of the `firings` of each beam that come back, mean and quantiles.
     """
     returns = torch.stack([frame.histograms["returns_over_beam"] for frame in frames])
-    low, high = torch.quantile(returns / firings, OUTER, dim=0)
+    low, high = quantiles(returns / firings, OUTER)
     mean = returns.mean(0) / firings
     return {
         "answers": {"mean": mean.tolist(), "p5": low.tolist(), "p95": high.tolist()},
@@ -44,9 +44,9 @@ def summarize_histograms(counts: Tensor) -> dict[str, Any]:
     """
     share = shares_of(counts.sum(0))
     single = shares_of(counts)
-    low, high = torch.quantile(single, OUTER, dim=0)
+    low, high = quantiles(single, OUTER)
     away = torch.tensor([distance_between(frame, share) for frame in single]).double()
-    median, far = torch.quantile(away, torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
+    median, far = quantiles(away, (0.5, 0.95)).tolist()
     return {
         "share": share.tolist(),
         "p5": low.tolist(),
@@ -86,24 +86,24 @@ def largest_gap(one: Tensor, other: Tensor) -> float:
 def spread_of(values: Tensor) -> dict[str, float]:
     """Mean and quantiles of one figure over the frames."""
     levels = (0.05, 0.25, 0.5, 0.75, 0.95)
-    picks = torch.quantile(values, torch.tensor(levels, dtype=torch.float64)).tolist()
+    picks = quantiles(values, levels).tolist()
     named = {f"p{round(100 * level)}": pick for level, pick in zip(levels, picks, strict=True)}
     return {"mean": float(values.mean()), **named}
 
 
 def describe_voxel_counts(ours: Tensor, real: Tensor) -> dict[str, Any]:
     """Voxels a frame, ours beside all validation frames: every percentile, and how far apart."""
-    levels = torch.tensor(PERCENT, dtype=torch.float64) / 100
+    levels = [place / 100 for place in PERCENT]
     bins = int(max(ours.max(), real.max())) // VOXEL_BIN + 1
     one, other = (
         shares_of(torch.bincount((v / VOXEL_BIN).long(), minlength=bins).double())
         for v in (ours, real)
     )
     return {
-        "synthetic": {"mean": float(ours.mean()), "percentiles": quantiles(ours, levels)},
+        "synthetic": {"mean": float(ours.mean()), "percentiles": quantiles(ours, levels).tolist()},
         "nuscenes": {
             "mean": float(real.mean()),
-            "percentiles": quantiles(real, levels),
+            "percentiles": quantiles(real, levels).tolist(),
             "frames": len(real),
         },
         "largest_gap": largest_gap(one, other),
@@ -112,9 +112,14 @@ def describe_voxel_counts(ours: Tensor, real: Tensor) -> dict[str, Any]:
     }
 
 
-def quantiles(values: Tensor, levels: Tensor) -> list[float]:
-    """Quantiles that occur."""
-    return torch.quantile(values, levels, interpolation="nearest").tolist()
+def quantiles(values: Tensor, levels: Sequence[float]) -> Tensor:
+    """Quantiles that occur, along the first axis, [levels, ...] float64.
+
+    Of n sorted values that of rank (n - 1) · level, rounded half to even; every quantile of a
+    result is one of these.
+    """
+    wanted = torch.tensor(levels, dtype=torch.float64)
+    return torch.quantile(values.double(), wanted, dim=0, interpolation="nearest")
 
 
 def describe_brightness(counts: Tensor, levels: Sequence[float]) -> dict[str, Any]:
@@ -127,10 +132,11 @@ def describe_brightness(counts: Tensor, levels: Sequence[float]) -> dict[str, An
 
 
 def levels_of(counts: Tensor, levels: Sequence[float]) -> list[int]:
-    """Quantiles of whole numbers 0, 1, ... that were counted."""
-    cumulative = shares_of(counts).cumsum(0)
-    wanted = torch.tensor(levels, dtype=torch.float64) * (1 - 1e-12)
-    return torch.searchsorted(cumulative, wanted).clamp(max=len(counts) - 1).tolist()
+    """The same of whole numbers 0, 1, ... that were counted."""
+    below = counts.double().cumsum(0)
+    ranks = (torch.tensor(levels, dtype=torch.float64) * (below[-1] - 1)).round().clamp_min(0)
+    found = torch.searchsorted(below, ranks, right=True)
+    return found.clamp(max=len(counts) - 1).tolist()
 
 
 def summarize_intensity(counts: Tensor) -> dict[str, Any]:

@@ -1,12 +1,22 @@
 """The tables of docs/world.md, from a result of world.py alone."""
 
 import itertools
+import statistics
 from typing import Any
 
 from world_box_pictures import attribute_share
-from world_gaps import Gap, Result, histogram_gaps, mean_rank, single_figures
+from world_gaps import (
+    Gap,
+    Result,
+    as_printed,
+    histogram_gaps,
+    mean_rank,
+    real_answers,
+    single_figures,
+)
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+UPPER_BEAMS = 21  # from this beam on, fewer firings come back than in the real frames
 NAMES = {
     "points": "points, ten sweeps",
     "voxels": "voxels",
@@ -66,9 +76,34 @@ def scalar_table(result: Result) -> str:
 
 
 def number(name: str, value: float) -> str:
+    shown = as_printed(name, value)
     if name.startswith("intensity"):
-        return f"{100 * value:.2f}"
-    return f"{value:.2f}" if name.startswith("neighbours") else f"{value:,.0f}"
+        return f"{shown:.3f}"
+    return f"{shown:.2f}" if name.startswith("neighbours") else f"{shown:,.0f}"
+
+
+def sight_table(result: Result) -> str:
+    """Returns close to the sensor's height, and how often firings of the upper beams come back."""
+    over_height, upper = "returns_over_height", slice(UPPER_BEAMS, None)
+    edges = result["measures"]["histograms"][over_height]["edges"]
+    frames = {
+        name: frame
+        for name, frame in result["nuscenes"]["frames"].items()
+        if over_height in frame["histograms"]
+    }
+    heights = [result["synthetic"]["histograms"][over_height]["share"]]
+    heights += [frame["histograms"][over_height] for frame in frames.values()]
+    answers = [result["synthetic"]["answers"]["mean"]]
+    answers += [real_answers(result, frame) for frame in frames.values()]
+    rows = {
+        "returns 0 to 0.25 m above the sensor": [share_between(h, edges, 0, 0.25) for h in heights],
+        "returns 0 to 0.25 m below it": [share_between(h, edges, -0.25, 0) for h in heights],
+        f"firings of beams {UPPER_BEAMS} to {len(answers[0]) - 1} that come back": [
+            statistics.fmean(beams[upper]) for beams in answers
+        ],
+    }
+    cells = [[what, *(f"{100 * share:.1f} %" for share in row)] for what, row in rows.items()]
+    return table(["key frame", "synthetic", *frames], cells)
 
 
 def count_table(result: Result) -> str:

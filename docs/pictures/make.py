@@ -36,6 +36,7 @@ def main(folder: str) -> None:
     draw_verdict(figure, report.layers)
     with atomic_path(TARGET) as temporary:
         temporary.write_bytes(png_bytes(canvas))
+    print(f"Written: {TARGET}")
 
 
 def draw_legend(figure: Figure) -> None:

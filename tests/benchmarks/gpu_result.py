@@ -35,7 +35,7 @@ def make_engine(ms: float, how: str, *, ours: bool) -> EngineResult:
         0.95 * ms,
         0.05 * ms,
     )
-    memory = PlanMemory({"buffers": 2**27, "weights": 2**23}, 2**28, 2**28, 2**29, 2**29)
+    memory = PlanMemory({"buffers": 2**27, "weights": 2**23}, 2**28, 2**28, 2**29)
     return EngineResult(
         how,
         make_point("voxels.npz", VOXELS, ms),

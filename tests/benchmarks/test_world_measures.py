@@ -110,7 +110,17 @@ def test_brightness_of_points_in_boxes(world: Any) -> None:
     few = world.world_summary.describe_brightness(counts[0], [0.5])
     assert few == {"points": 2, "quantiles": None}
     many = world.world_summary.describe_brightness(50 * counts[0], [0.25, 0.5, 0.75])
-    assert many == {"points": 100, "quantiles": [9, 9, 255]}
+    assert many == {"points": 100, "quantiles": [9, 255, 255]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 200, 1001])
+def test_quantiles_are_the_same_of_values_and_of_their_counts(world: Any, count: int) -> None:
+    values = torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(count))
+    levels = (0.0, 0.05, 0.2, 0.25, 0.5, 0.75, 0.8, 0.95, 0.99, 1.0)
+    of_values = world.world_summary.quantiles(values, levels).tolist()
+    assert set(of_values) <= set(values.tolist())
+    counts = torch.bincount(values, minlength=256)
+    assert world.world_summary.levels_of(counts, levels) == of_values
 
 
 def test_unknown_speeds_do_not_stand(world: Any) -> None:
@@ -195,6 +205,28 @@ def test_a_gap_says_where_it_is(world: Any) -> None:
     assert (gap.too_few, gap.too_many) == ("10 to 20: 30.0 %", "0 to 10: 30.0 %")
     assert not world.world_gaps.histogram_gaps(make_result([0.45, 0.55], []))[0].differs
     assert world.world_gaps.single_figures(make_result([1, 0], []))[0].outside
+
+
+def test_what_is_printed_as_equal_is_no_difference(world: Any) -> None:
+    """0.1003 beside 0.1 is printed as a ratio of 1.00, a share of 2e-6 beside 0 as 0.000 %."""
+    gaps = world.world_gaps
+    assert not gaps.histogram_gaps(make_result([0.3997, 0.6003], []))[0].differs
+    assert gaps.histogram_gaps(make_result([0.399, 0.601], []))[0].differs
+    share = {"p5": 2e-6, "p95": 0.01}
+    assert not gaps.Outlier("intensity_from_200", "a frame", 0.0, share).outside
+    assert gaps.Outlier("intensity_from_200", "a frame", 0.0, {**share, "p5": 1e-5}).outside
+
+
+def test_the_file_that_was_written_is_named(
+    world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "world.json"
+    arguments = ["world.py", "--frames", "1", "--threads", "1", "--timed-only", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of later tests, too
+    world.world.main()
+    assert capsys.readouterr().out == f"Written: {out}\n"
+    assert json.loads(out.read_text())["frames"] == 1
 
 
 def test_real_boxes_rank_among_synthetic_ones(world: Any) -> None:

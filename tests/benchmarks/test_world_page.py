@@ -66,6 +66,30 @@ def test_every_number_of_the_gap_table_is_of_the_result(page: Any, result: dict[
     assert "| 0.0 % |" in beams
 
 
+def test_sight_above_and_below_the_sensor(page: Any, result: dict[str, Any]) -> None:
+    measure = result["measures"]["histograms"]["returns_over_height"]
+    bins = len(measure["edges"]) - 1
+    above = measure["edges"].index(0)
+    result["synthetic"]["histograms"]["returns_over_height"]["share"] = [
+        {above: 0.03, above - 1: 0.01}.get(place, 0.0) for place in range(bins)
+    ]
+    result["synthetic"]["answers"]["mean"] = [1.0] * 21 + [0.5] * 11
+    lines = page.sight_table(result).splitlines()
+    assert lines[0].startswith("| key frame | synthetic | ten-sweep cloud | scene 0061 |")
+    assert lines[2].startswith("| returns 0 to 0.25 m above the sensor | 3.0 % |")
+    assert lines[3].startswith("| returns 0 to 0.25 m below it | 1.0 % |")
+    assert lines[4].startswith("| firings of beams 21 to 31 that come back | 50.0 % |")
+
+
+def test_a_class_without_a_curve_says_why(page: Any, result: dict[str, Any]) -> None:
+    bicycles = result["synthetic"]["boxes"]["bicycle"]["points_by_distance"]
+    assert max(sum(counts[1:]) for counts in bicycles) < page.FEWEST_BOXES
+    panels = {axes.get_title(): axes for axes in page.draw_points(result).axes}
+    said = {name: [text.get_text() for text in axes.texts] for name, axes in panels.items()}
+    assert said["bicycle"] == ["fewer than 20 synthetic\nboxes in any 5 m"]
+    assert said["car"] == []
+
+
 def test_real_figures_are_no_points(result: dict[str, Any]) -> None:
     """Of licensed data nothing but histograms and single figures: no list is longer than bins."""
     bins = {name: len(m["edges"]) - 1 for name, m in result["measures"]["histograms"].items()}

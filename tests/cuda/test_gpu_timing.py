@@ -59,7 +59,6 @@ def test_memory_of_a_piece_of_work() -> None:
     kept, memory = measure_memory(work, "cuda")
     assert kept.numel() == memory.held == SIZE
     assert memory.peak == 4 * SIZE
-    assert memory.reserved >= 4 * SIZE
 
 
 def test_the_evictor_runs() -> None:

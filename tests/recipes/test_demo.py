@@ -138,8 +138,30 @@ def test_the_page_needs_nothing_else(folder: Path, returned: Result) -> None:
     assert references  # the pictures
     assert [r[:40] for r in references if not r.startswith(("data:", "#"))] == []
     assert "url(" not in page.replace("url(data:", "").replace("url(#", "")
-    for text in ("mAP", "NDS", "traffic_cone", "conv4.4.add", "simulated", "executed"):
+    for text in (
+        "mAP",
+        "NDS",
+        "traffic_cone",
+        "conv4.4.add",
+        "simulated",
+        "executed",
+        "Class mix balanced",
+    ):
         assert text in page
+
+
+def test_the_page_says_what_its_boxes_are_and_how_it_came_about(
+    folder: Path, result: Result
+) -> None:
+    page = (folder / "report.html").read_text()
+    captions = re.findall(r"<figcaption>(Scene [^<]*)</figcaption>", page)
+    assert len(captions) == SMALL.pictures
+    for caption in captions:
+        assert "boxes annotated; detections with a score above 0.3: " in caption
+        assert re.search(r"\d+ of float, \d+ of the int8 engine\.$", caption)
+    assert f"<dt>synthetic world</dt><dd>version {result['world_version']}</dd>" in page
+    for stage in ("synth", "ptq", "eval_float", "eval_fake", "eval_int8", "export", "parity"):
+        assert f"<dt>{stage}</dt><dd>{result['seconds'][stage]:.1f} s</dd>" in page
 
 
 def test_the_page_can_be_drawn_again(folder: Path, returned: Result) -> None:

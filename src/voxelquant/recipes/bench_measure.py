@@ -88,14 +88,12 @@ class PlanMemory:
         held: of live tensors, once planned.
         peak: of live tensors at worst in a call, those held included.
         peak_planning: the same while it was planned and tuned.
-        reserved: that torch's allocator keeps for all of it.
     """
 
     by_purpose: dict[str, int]
     held: int | None = None
     peak: int | None = None
     peak_planning: int | None = None
-    reserved: int | None = None
 
 
 def measure_call(
@@ -171,5 +169,4 @@ def measured_plan(make: Callable[[], Plan], frame: BenchFrame) -> tuple[Plan, Pl
         held=planning.held,
         peak=planning.held + calling.peak,
         peak_planning=planning.peak,
-        reserved=planning.reserved + calling.reserved,
     )

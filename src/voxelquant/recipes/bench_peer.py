@@ -89,9 +89,7 @@ class PeerBench:
         if frame.features.device.type != "cuda":
             return PlanMemory({"weights": weights})
         _, calling = measure_memory(peer.call(frame), frame.features.device)
-        return PlanMemory(
-            {"weights": weights}, weights, weights + calling.peak, reserved=calling.reserved
-        )
+        return PlanMemory({"weights": weights}, weights, weights + calling.peak)
 
     @property
     def _less(self) -> Effort:

@@ -130,6 +130,7 @@ def run_demo(folder: Path, plan: DemoPlan, reporter: StageReporter) -> dict[str,
         "seeds": seeds,
         "plan": asdict(plan),
         "world_version": WORLD_VERSION,
+        "seconds": dict(run.reporter.seconds),  # of the steps before the page, which names them
         **provenance(config=run.config),
     }
     with reporter.stage("report", "drawing the report"):

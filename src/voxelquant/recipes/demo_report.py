@@ -67,7 +67,11 @@ def draw_demo_report(
         pictures=_pictures(dataset, scores, result["plan"]["pictures"]),
         histograms=tuple(_histogram(name, entry) for name, entry in calibrated.statistics.items()),
         layers=parity.layers,
-        provenance={key: result[key] for key in ("voxelquant", "commit", "versions", "machine")},
+        seconds=result["seconds"],
+        provenance={
+            **{key: result[key] for key in ("voxelquant", "commit", "versions", "machine")},
+            "synthetic world": f"version {result['world_version']}",
+        },
     )
     save_report_data(report, folder)
     return write_report(folder)
@@ -113,27 +117,27 @@ def _pictures(
         frame = dataset[index]
         boxes = frame.boxes_det3d
         truth = np.zeros((0, 9), np.float32) if boxes is None else boxes.numpy()
-        found_float = _shown(scores[Engine.FLOAT].detections[frame.token])
-        found_int8 = _shown(scores[Engine.INT8].detections[frame.token])
+        float_boxes = _shown(scores[Engine.FLOAT].detections[frame.token])
+        int8_boxes = _shown(scores[Engine.INT8].detections[frame.token])
         sample = dataset.nusc.get("sample", frame.token)
         scene = dataset.nusc.get("scene", sample["scene_token"])["name"]
         pictures.append(
             FramePicture(
                 caption=f"Scene {scene}, validation frame {index}: "
-                f"{counted(len(truth), 'box', 'boxes')} annotated, "
-                f"{len(found_float)} found by float, {len(found_int8)} by the int8 engine "
-                f"(score above {_SHOWN_SCORE:g}).",
+                f"{counted(len(truth), 'box', 'boxes')} annotated; "
+                f"detections with a score above {_SHOWN_SCORE:g}: {len(float_boxes)} of float, "
+                f"{len(int8_boxes)} of the int8 engine.",
                 points=frame.points.numpy(),
                 ground_truth=truth,
-                float_boxes=found_float,
-                int8_boxes=found_int8,
+                float_boxes=float_boxes,
+                int8_boxes=int8_boxes,
             )
         )
     return tuple(pictures)
 
 
-def _shown(found: Detections) -> NDArray[np.float32]:
-    boxes: NDArray[np.float32] = found.boxes_det3d[found.scores > _SHOWN_SCORE].numpy()
+def _shown(detections: Detections) -> NDArray[np.float32]:
+    boxes: NDArray[np.float32] = detections.boxes_det3d[detections.scores > _SHOWN_SCORE].numpy()
     return boxes
 
 
