@@ -29,7 +29,7 @@ def test_training_on_frames_of_one_voxel(config, broken, tmp_path, work, refusal
     alone.write_text(config.read_text().replace("nsweeps: 2", "nsweeps: 1"))
     train = ("train", alone, "--data", broken, "--steps", 1, "--batch-size", 1)
     line = refusal(*train, "--work-dir", work)
-    assert "got a batch with 1 voxels left, need 2 or more" in line
+    assert "got a batch with 1 voxel left, need 2 or more" in line
     assert files_in(work) == ["config.yaml"]  # what was asked for stays as a record
 
 

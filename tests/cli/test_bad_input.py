@@ -14,6 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from small_detector import make_detector
+from voxelquant.detection.checkpoint import save_weights
+
 Refusal = Callable[..., str]
 
 
@@ -45,6 +48,21 @@ def test_a_missing_dataset(config, weights, work, refusal: Refusal, verb: str) -
     given = () if verb == "train" else ("--weights", weights)
     line = refusal(verb, config, "--data", "/no/such", "--work-dir", work, *given)
     assert line.startswith("/no/such: no such folder")
+
+
+@pytest.mark.parametrize("verb", ["eval", "sensitivity", "ptq", "train", "qat"])
+def test_what_data_may_be(config, weights, work, refusal: Refusal, verb: str) -> None:
+    given = () if verb == "train" else ("--weights", weights)
+    call = (verb, config, "--work-dir", work, *given)
+    may_be_generated = verb in ("ptq", "train", "qat")
+    for data in ((), ("--data", "nonsense")):
+        line = refusal(*call, *data)
+        assert "give --data the root of a nuScenes dataset" in line
+        assert line.endswith(", or `synthetic`") == may_be_generated
+    if not may_be_generated:
+        line = refusal(*call, "--data", "synthetic")
+        assert line.startswith("synthetic: no such folder; give --data the root")
+        assert line.endswith("; `voxelquant synth --out DATA` writes a synthetic one")
 
 
 def test_a_folder_that_is_no_dataset(config, weights, tmp_path, work, refusal: Refusal) -> None:
@@ -214,9 +232,22 @@ def test_a_foreign_safetensors_as_a_state(config, data, tmp_path, work, refusal)
         assert "`voxelquant ptq`" in line
 
 
-def test_float_weights_at_export(config, weights, work, refusal: Refusal) -> None:
-    for verb in quantized_verbs(config, weights, work):
-        assert "`voxelquant ptq`" in refusal(*verb)
+def test_float_weights_where_a_state_is_needed(
+    config, weights, data, tmp_path, work, refusal: Refusal
+) -> None:
+    index = tmp_path / "small.safetensors.index.json"
+    save_weights(make_detector(config), index, shard_bytes=400_000)
+    text = tmp_path / "notes.json"
+    text.write_text("{}")
+    for given, what in (
+        (weights, "got a safetensors file that is no quantized state, float weights perhaps; "),
+        (index, "got an index of float weights in shards, need a quantized state; "),
+        (text, "got JSON, need a quantized state; "),
+    ):
+        evaluation = (*eval_arguments(config, data, given, work), "--engine", "int8")
+        for verb in (*quantized_verbs(config, given, work), evaluation):
+            advice = "`voxelquant ptq` makes a state from float weights"
+            assert refusal(*verb) == f"{given}: {what}{advice}"
 
 
 def test_a_state_as_float_weights(config, state, data, work, refusal: Refusal) -> None:

@@ -143,7 +143,7 @@ def test_a_finished_profile_is_not_run_again(
     )
     monkeypatch.setattr(sensitivity, "calibrate_together", None)  # its ranges are kept, too
     again = (*command, "--split", "both", "--work-dir", tmp_path)
-    assert "continuing: 4 of 6 frames are done" in done(*again).stderr
+    assert "continuing: 4 of 6 frames done" in done(*again).stderr
     assert len(runs) == 2
     assert measured(tmp_path) == measured(folder)
     shown = done(*again, "--metric", "proxy", "--keep-worst", 1).stdout

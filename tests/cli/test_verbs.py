@@ -33,6 +33,24 @@ def test_synth_writes_what_it_says(tmp_path, done) -> None:
     assert done(*synth).stdout == shown  # written already: kept
 
 
+def test_synth_names_what_differs(tmp_path, done, refusal) -> None:
+    synth = ("synth", "--out", tmp_path / "data", "--split", "a=1", "--key-frames", 1)
+    assert "writing 1 scene of seed 0 ..." in done(*synth).stderr
+    line = refusal(*synth, "--class-mix", "balanced", "--seed", 3)
+    assert "a synthetic data set of class mix nuscenes, not balanced; seed 0, not 3: " in line
+    assert "splits a=1, not a=1 and b=1: delete it or name" in refusal(*synth, "--split", "b=1")
+
+
+def test_synth_names_what_a_killed_one_left(tmp_path, done) -> None:
+    left = tmp_path / ".data.partial-4711"
+    left.mkdir()
+    synth = ("synth", "--out", tmp_path / "data", "--split", "a=1", "--key-frames", 1)
+    note = f"note: {left}: unfinished; delete it unless a run is still writing there\n"
+    assert done(*synth).stderr.startswith(note)
+    assert left.is_dir()
+    assert note not in done(*synth).stderr  # which keeps what stands there and writes nothing
+
+
 def test_ptq_calibrates_on_exactly_so_many_batches(tmp_path, done, config, broken, weights) -> None:
     (broken / "samples/LIDAR_TOP/scene-a-10.pcd.bin").unlink()  # the third frame is not read
     ptq = ("ptq", config, "--data", broken, "--weights", weights, "--method", "max")
@@ -54,7 +72,7 @@ def test_ptq_says_that_frames_are_fewer_than_asked_for(
 ) -> None:
     ptq = ("ptq", config, "--data", data, "--weights", weights, "--batch-size", 2)
     result = done(*ptq, "--work-dir", tmp_path, "--calibrate-batches", 3)
-    assert "calibrating on 1 batches, not 3: tiny_train has 3 frames" in result.stderr
+    assert "calibrating on 1 batch, not 3: tiny_train has 3 frames" in result.stderr
     assert read_json(tmp_path / "metrics.json")["calibrate_batches"] == 1
 
 

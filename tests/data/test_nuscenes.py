@@ -291,7 +291,7 @@ def test_splits(tiny: TinyNuScenes) -> None:
 def test_custom_split_of_absent_scenes(broken: TinyNuScenes) -> None:
     path = broken.tables / "splits.json"
     path.write_text('{"check": ["scene-b", "scene-z"]}')
-    with pytest.raises(DatasetError, match=r"names 1 scenes .* \(scene-z\)"):
+    with pytest.raises(DatasetError, match=r"names 1 scene .* \(scene-z\)"):
         open_dataset(broken)
     path.write_text('{"check": "scene-b"}')
     with pytest.raises(DatasetError, match="maps split names to lists"):

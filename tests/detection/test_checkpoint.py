@@ -247,15 +247,32 @@ def test_compression_bomb_is_refused(tmp_path, fresh, monkeypatch) -> None:
         load_weights(fresh, path)
 
 
+def test_what_a_file_under_a_wrong_name_is(tmp_path, trained, fresh) -> None:
+    save_weights(trained, tmp_path / "right.safetensors")
+    torch.save(trained.state_dict(), tmp_path / "right.pth")
+    contents = {name: (tmp_path / f"right.{name}").read_bytes() for name in ("safetensors", "pth")}
+    index = b'{"weight_map": {"a": "b.safetensors"}}'
+    for name, content, message in (
+        ("text.pth", b"not a checkpoint at all\n", "got text, need weights"),
+        ("text.safetensors", b"not a checkpoint at all\n", "got text, need weights"),
+        ("some.json", b'{"lr": 3}', "got JSON, need weights"),
+        ("deep.json", b"[" * 100_000, "got text, need weights"),
+        ("weights.json", index, "got an index of shards, need a name that ends in .safeten"),
+        ("st.pth", contents["safetensors"], "got a safetensors file, need a name that ends in"),
+        ("t.safetensors", contents["pth"], "got a torch file, need a name that ends in .pth"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            load_weights(fresh, tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
 def test_files_that_are_no_weights(tmp_path, fresh) -> None:
     with pytest.raises(CheckpointError, match=r"absent.pth: cannot be read \(No such file"):
         load_weights(fresh, tmp_path / "absent.pth")
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
     with pytest.raises(CheckpointError, match="git-lfs pointer"):
         load_weights(fresh, tmp_path / "pointer.pth")
-    (tmp_path / "text.pth").write_text("not a checkpoint at all\n")
-    with pytest.raises(CheckpointError, match="not a whole torch checkpoint"):
-        load_weights(fresh, tmp_path / "text.pth")
     for content, message in (
         ([1, 2], "got a list"),
         ({}, "got a dict"),

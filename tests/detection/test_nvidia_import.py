@@ -168,7 +168,7 @@ def test_ranges_that_differ_are_reported_by_reader() -> None:
     same = weights["backbone.conv3.3.conv1._input_quantizer._amax"]
     weights["backbone.conv3.3.quant_add._input_quantizer._amax"] = same.clone()
     notes = imported(weights).notes
-    assert notes[0] == "6 tensors have several ranges, kept as they are (in place):"
+    assert notes[0] == "several ranges of 6 tensors, kept as they are (in place):"
     line = "the output of conv2.0 is read by conv2.2.conv1 with 3.21, conv2.2.quant_add with 4.02"
     assert line in notes
     assert "the output of conv1.0 is read by conv1.1.conv1" in notes[1]

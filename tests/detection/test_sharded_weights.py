@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -40,11 +41,63 @@ def test_shards_hold_what_one_file_holds(index: Path, tmp_path: Path) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_a_tensor_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
+def largest_tensor(model: CenterPoint) -> tuple[str, int]:
+    sizes = {name: value.nbytes for name, value in model.state_dict().items()}
+    return max(sizes.items(), key=lambda item: item[1])
+
+
+def test_a_shard_may_be_as_small_as_the_largest_tensor(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors.index.json"
-    save_weights(make(1), path, shard_bytes=1)
-    assert len(list(tmp_path.glob("*.safetensors"))) == len(make(1).state_dict())
+    name, size = largest_tensor(make(1))
+    save_weights(make(1), path, shard_bytes=size)
     load_weights(make(2), path)
+    with pytest.raises(CheckpointError, match=f"got shard_bytes {size - 1}, need .* {name} alone"):
+        save_weights(make(1), path, shard_bytes=size - 1)
+
+
+@pytest.mark.parametrize("nonsense", [0, -1, 3e6, float("nan"), "3 MB", True])
+def test_a_size_that_is_none_is_refused(tmp_path: Path, nonsense: object) -> None:
+    path = tmp_path / "tiny.safetensors.index.json"
+    with pytest.raises(CheckpointError, match=r"got shard_bytes .*, need a whole number of at le"):
+        save_weights(make(1), path, shard_bytes=nonsense)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_an_older_index_do_not_stay(index: Path) -> None:
+    foreign = index.parent / "tiny-00009-of-00009.safetensors"  # no index names it
+    foreign.touch()
+    small = largest_tensor(make(1))[1]
+    save_weights(make(1), index, shard_bytes=small)
+    assert len(list(index.parent.glob("tiny-*.safetensors"))) > 3
+    save_weights(make(1), index, half=True, shard_bytes=SHARD_BYTES)
+    assert set(index.parent.iterdir()) == {
+        index, foreign, *(index.parent / f"tiny-0000{n}-of-00002.safetensors" for n in (1, 2))
+    }  # fmt: skip
+    load_weights(make(2), index)
+
+
+def test_a_file_that_an_older_index_shared_with_others_stays(index: Path) -> None:
+    shared = index.parent / "model.safetensors"
+    save_weights(make(1), shared)
+    places = dict.fromkeys(make(1).state_dict(), shared.name)
+    index.write_text(json.dumps({"weight_map": places}))
+    save_weights(make(1), index, half=True, shard_bytes=SHARD_BYTES)
+    load_weights(make(2), shared)
+
+
+def test_a_full_disk_leaves_the_older_weights(index: Path, monkeypatch) -> None:
+    before = {path.name: path.read_bytes() for path in index.parent.iterdir()}
+    write = Path.write_bytes
+
+    def write_while_there_is_room(path: Path, content: bytes) -> int:
+        if "00002-of" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_while_there_is_room)
+    with pytest.raises(CheckpointError, match=r"00002\.safetensors: cannot be written"):
+        save_weights(make(9), index, half=True, shard_bytes=SHARD_BYTES)
+    assert {path.name: path.read_bytes() for path in index.parent.iterdir()} == before
 
 
 def test_a_shard_that_was_exchanged_is_refused(index: Path) -> None:
@@ -62,6 +115,16 @@ def test_a_missing_shard_is_named(index: Path) -> None:
         load_weights(make(2), index)
 
 
+def test_a_shard_alone_points_to_its_index(index: Path) -> None:
+    shard = index.parent / "tiny-00001-of-00002.safetensors"
+    with pytest.raises(CheckpointError, match="one shard of several, need all") as caught:
+        load_weights(make(2), shard)
+    assert str(caught.value).endswith(f"give their index {index}")
+    index.unlink()
+    with pytest.raises(CheckpointError, match=r"weights of another model: .* missing"):
+        load_weights(make(2), shard)
+
+
 def test_a_shard_that_lacks_a_tensor_is_named(index: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["odd"] = "tiny-00001-of-00002.safetensors"
@@ -73,9 +136,14 @@ def test_a_shard_that_lacks_a_tensor_is_named(index: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "finding"),
     [
-        ("[", "got no index of shards"),
-        ("[1]", "got no index of shards"),
-        ("{}", "need a JSON object with a weight_map"),
+        ("[", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "the file is a list, need an index: a JSON object whose weight_map names"),
+        ("{}", "got no weight_map, need an index"),
+        ('{"weight_map": {}}', "got an empty weight_map, which names no tensor"),
+        ('{"weight_map": null}', "weight_map is null, need an index"),
+        ('{"weight_map": {"a": "b.safetensors"}, "metadata": 3}', "metadata is a number"),
+        ('{"weight_map": {"a": "b.safetensors"}, "metadata": {"sha256": ""}}', "sha256 is a text"),
         ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "got shard '../elsewhere"),
         ('{"weight_map": {"a": 3}}', "got shard 3"),
     ],
@@ -84,8 +152,9 @@ def test_what_is_no_index_is_refused(index: Path, text: str, finding: str) -> No
     index.write_text(text)
     model = make(2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=finding):
+    with pytest.raises(CheckpointError, match=finding) as caught:
         load_weights(model, index)
+    assert "Error" not in str(caught.value)  # the name of an exception tells a user nothing
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -138,7 +138,15 @@ def test_the_page_needs_nothing_else(folder: Path, returned: Result) -> None:
     assert references  # the pictures
     assert [r[:40] for r in references if not r.startswith(("data:", "#"))] == []
     assert "url(" not in page.replace("url(data:", "").replace("url(#", "")
-    for text in ("mAP", "NDS", "traffic_cone", "conv4.4.add", "simulated", "executed"):
+    for text in (
+        "mAP",
+        "NDS",
+        "traffic_cone",
+        "conv4.4.add",
+        "simulated",
+        "executed",
+        "Class mix balanced",
+    ):
         assert text in page
 
 
@@ -186,7 +194,7 @@ def test_the_verb_fails_where_the_law_is_broken(
     assert result.exit_code == (0 if holds else 1)
     assert ("The law of parity is broken." in result.stdout) == (not holds)
     assert "warning: conv0: [odd]" in result.stdout
-    assert "scn.onnx, checked: 1 warnings, no errors." in result.stdout
+    assert "scn.onnx, checked: 1 warning, no errors." in result.stdout
 
 
 def test_the_weights_that_ship_are_small() -> None:

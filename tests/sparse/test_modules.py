@@ -159,7 +159,7 @@ def test_training_updates_every_parameter() -> None:
 def test_statistics_of_fewer_than_two_voxels_are_refused(n: int) -> None:
     x = SparseTensor.from_coords(torch.ones(n, 4), torch.zeros(n, 4), (3, 3, 3), 1)
     norm = nn.BatchNorm1d(4)
-    with pytest.raises(GeometryError, match=rf"got a batch with {n} voxels left, need 2 or more"):
+    with pytest.raises(GeometryError, match=rf"got a batch with {n} voxels? left, need 2"):
         apply_module(norm, x)
     assert norm.num_batches_tracked == 0
     assert len(apply_module(norm.eval(), x).features) == n

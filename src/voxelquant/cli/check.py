@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from voxelquant.plural import counted
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -19,4 +21,5 @@ def command(file: Path) -> None:
         )
         click.echo(f"  {defect.message}\n  → {defect.mend} [{defect.rule}]")
     require_no_errors(file, defects)
-    click.echo(f"{file}: {len(defects) or 'no'} warnings, no errors")
+    warned = counted(len(defects), "warning") if defects else "no warnings"
+    click.echo(f"{file}: {warned}, no errors")

@@ -15,10 +15,8 @@ from voxelquant.cli.training_options import CLASS_MIX_OPTION
 )
 @click.option(
     "--seed",
-    default=0,
-    show_default=True,
     type=click.IntRange(min=0),
-    help="Of the synthetic world; take another than training and validation have.",
+    help="Of the synthetic world; take another than training and validation have; default: 0.",
 )
 @CLASS_MIX_OPTION
 @click.option("--weights", required=True, type=click.Path(path_type=Path), help="Float weights.")

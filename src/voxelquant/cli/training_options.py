@@ -8,10 +8,9 @@ import click
 
 CLASS_MIX_OPTION = click.option(
     "--class-mix",
-    default="nuscenes",
-    show_default=True,
     type=click.Choice(["nuscenes", "balanced"]),
-    help="Of the synthetic world: classes as frequent as in nuScenes, or rare ones more often.",
+    help="Of the synthetic world: classes as frequent as in nuScenes (default: nuscenes), or "
+    "rare ones more often.",
 )
 
 _OPTIONS = (
@@ -46,17 +45,13 @@ _OPTIONS = (
     ),
     click.option(
         "--pool-size",
-        default=1024,
-        show_default=True,
         type=click.IntRange(min=1),
-        help="Synthetic frames kept at hand.",
+        help="Synthetic frames kept at hand; default: 1024.",
     ),
     click.option(
         "--turnover",
-        default=2,
-        show_default=True,
         type=click.IntRange(min=0),
-        help="Of these, replaced every step.",
+        help="Of these, replaced every step; default: 2.",
     ),
     CLASS_MIX_OPTION,
     click.option(

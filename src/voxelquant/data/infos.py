@@ -16,6 +16,7 @@ from voxelquant.data.records import Annotations, FrameDataset, FrameRecord, Swee
 from voxelquant.data.tables import open_tables, split_sample_tokens
 from voxelquant.errors import DatasetError
 from voxelquant.geometry import invert_pose
+from voxelquant.plural import counted
 
 Info = Mapping[str, Any]  # one key frame of an info file
 
@@ -99,10 +100,10 @@ class InfoDataset(FrameDataset):
         if expected != own:
             example = min(expected ^ own)
             raise DatasetError(
-                f"{self.info_path}: got {len(own)} key frames, {len(own - expected)} of them "
-                f"foreign to the {len(expected)} of split {self.split} in {self.version} (such as "
-                f"{example}), need the same ones to score; create the infos of that split again, "
-                "or read the tables with --split"
+                f"{self.info_path}: got {counted(len(own), 'key frame')}, "
+                f"{len(own - expected)} of them foreign to the {len(expected)} of split "
+                f"{self.split} in {self.version} (such as {example}), need the same ones to score; "
+                "create the infos of that split again, or read the tables with --split"
             )
         return nusc
 

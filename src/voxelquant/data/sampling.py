@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class EpochSampler:
         self.set_epoch(0)
         if len(self.order) < self.shard.world_size:
             raise DatasetError(
-                f"got {len(self.order)} frames an epoch, need at least one for each of the "
-                f"{self.shard.world_size} processes"
+                f"got {counted(len(self.order), 'frame')} an epoch, need at least one for each of "
+                f"the {self.shard.world_size} processes"
             )
 
     def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
@@ -112,8 +113,8 @@ def class_balanced_order(
     total = sum(map(len, frames_of))
     if total == 0:
         raise DatasetError(
-            f"got {len(classes_in_frames)} frames without a box of any class, need annotated ones; "
-            "train on an annotated split, or switch class_balanced off"
+            f"got {counted(len(classes_in_frames), 'frame')} without a box of any class, need "
+            "annotated ones; train on an annotated split, or switch class_balanced off"
         )
     generator = np.random.default_rng(seed)
     order: list[int] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelquant.errors import DatasetError, MissingDependencyError
+from voxelquant.plural import counted
 
 TABLE_NAMES = (
     "category",
@@ -125,8 +126,9 @@ def split_scene_names(nusc: Any, split: str) -> list[str]:
     absent = set(custom[split]) - {scene["name"] for scene in nusc.scene}
     if absent:
         raise DatasetError(
-            f"{nusc.table_root}/splits.json: split {split} names {len(absent)} scenes that "
-            f"scene.json lacks ({min(absent)}); mend one of the two"
+            f"{nusc.table_root}/splits.json: split {split} names "
+            f"{counted(len(absent), 'scene')} that scene.json lacks ({min(absent)}); "
+            "mend one of the two"
         )
     return custom[split]
 

@@ -16,7 +16,12 @@ from voxelquant.detection.checkpoint_files import (
 )
 from voxelquant.detection.checkpoint_layout import choose_layout, describe_foreign, det3d_names
 from voxelquant.detection.nvidia_layout import is_nvidia_checkpoint
-from voxelquant.detection.sharded_weights import is_index, read_shards, save_shards
+from voxelquant.detection.sharded_weights import (
+    index_of_shard,
+    is_index,
+    read_shards,
+    save_shards,
+)
 from voxelquant.errors import CheckpointError
 from voxelquant.sparse import SparseConvBase
 
@@ -85,11 +90,19 @@ def load_weights(
             name: checked_tensor(name, weights.get(name), value) for name, value in expected.items()
         }
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {_with_shard_in_mind(path, error)}") from None
     if alternatives:
         notes.append(f"{', '.join(alternatives)} would fit as well: the shapes do not tell")
     model.load_state_dict(loaded)
     return LoadReport(path, len(weights), layout, tuple(notes), metadata)
+
+
+def _with_shard_in_mind(path: Path, error: CheckpointError) -> str:
+    """What is wrong with weights; with a part of them, that it is a part."""
+    index = index_of_shard(path)
+    if index is None:
+        return str(error)
+    return f"one shard of several, need all of them; give their index {index}"
 
 
 def _check_names(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -169,10 +182,12 @@ def save_weights(
         path: target, ending in `.safetensors`; with shards, in `.safetensors.index.json`.
         half: store fp16; BatchNorm parameters and statistics stay fp32.
         metadata: text by name for the file's header (config name, commit, seed).
-        shard_bytes: write several files, each with tensors of at most so many bytes.
+        shard_bytes: write several files, each with tensors of at most so many bytes; shards that
+            an index of this name had before, and has no more, are removed.
 
     Raises:
-        CheckpointError: a value is not finite (in fp16, if `half`), or the file cannot be written.
+        CheckpointError: a value is not finite (in fp16, if `half`), a tensor is larger than a
+            shard, or a file cannot be written.
     """
     path = Path(path)
     if shard_bytes is None and path.suffix != ".safetensors":

@@ -13,6 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from voxelquant.detection.file_kinds import why_no_weights
 from voxelquant.errors import CheckpointError
 
 _MAX_BYTES = 8 * 1024**3  # unpacked: a compressed file must not explode
@@ -34,7 +35,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: absent, truncated, or not a safetensors file.
+        CheckpointError: absent, truncated, or not a safetensors file; what else it is, if known.
     """
     _check_readable(path)
     try:
@@ -42,6 +43,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(file.metadata() or {})
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
+        _refuse_foreign(path)
         raise CheckpointError(
             f"{path}: not a whole safetensors file ({_first_line(error)}); fetch it again"
         ) from None
@@ -69,6 +71,7 @@ def read_torch_file(path: Path) -> Any:
                 f"{path}: refused, it holds `{forbidden[1]}`, and only tensors, plain values and "
                 "numpy scalars are read; save its state_dict alone with torch.save"
             ) from None
+        _refuse_foreign(path)
         raise CheckpointError(
             f"{path}: not a whole torch checkpoint ({_first_line(error)}); fetch it again"
         ) from None
@@ -109,6 +112,12 @@ def _check_readable(path: Path) -> None:
         raise CheckpointError(f"{path}: a git-lfs pointer, not the weights; run `git lfs pull`")
     if not start:
         raise CheckpointError(f"{path}: an empty file; fetch it again")
+
+
+def _refuse_foreign(path: Path) -> None:
+    reason = why_no_weights(path)
+    if reason is not None:
+        raise CheckpointError(f"{path}: {reason}") from None
 
 
 def _check_unpacked_size(path: Path) -> None:

@@ -28,6 +28,7 @@ from voxelquant.detection.nvidia_values import (
     store_conv,
 )
 from voxelquant.errors import CheckpointError, QuantStateError
+from voxelquant.plural import counted
 from voxelquant.quant import PrecisionPlan, QuantState, Recipe, load_recipe, make_plan
 from voxelquant.quant.insert import trace_fused_graph
 from voxelquant.quant.state import ACTIVATION_AMAX, CARRIED, WEIGHT_AMAX
@@ -189,7 +190,8 @@ def _range_notes(plan: PrecisionPlan, ranges: Mapping[str, Tensor]) -> list[str]
             maker = short_name(tensor).removesuffix(".quant_add")
             notes.append(f"the output of {maker} is read by {said}")
     if notes:
-        notes.insert(0, f"{len(notes)} tensors have several ranges, kept as they are (in place):")
+        tensors = counted(len(notes), "tensor")
+        notes.insert(0, f"several ranges of {tensors}, kept as they are (in place):")
     return notes
 
 

@@ -11,6 +11,7 @@ from voxelquant.errors import DatasetError
 from voxelquant.evaluation.matching import Matches, match_boxes
 from voxelquant.evaluation.nuscenes import PROTOCOL, sample_results
 from voxelquant.evaluation.submission import Detections
+from voxelquant.plural import counted
 
 
 class FrameMatcher:
@@ -41,9 +42,9 @@ class FrameMatcher:
             objects = load_gt_of_sample_tokens(nusc, self._tokens, DetectionBox)
         if not objects.all:
             raise DatasetError(
-                f"{nusc.table_root}: got {len(self._tokens)} frames without an annotated box of "
-                "any detection class, so there is nothing to measure against; profile annotated "
-                "frames, or choose a metric that needs none (--metric proxy)"
+                f"{nusc.table_root}: got {counted(len(self._tokens), 'frame')} without an "
+                "annotated box of any detection class, so there is nothing to measure against; "
+                "profile annotated frames, or choose a metric that needs none (--metric proxy)"
             )
         self._objects = self._in_range(objects)
 

@@ -24,6 +24,7 @@ from voxelquant.evaluation.submission import (
     submission_boxes,
 )
 from voxelquant.geometry import pose_matrix
+from voxelquant.plural import counted
 
 PROTOCOL = "detection_cvpr_2019"
 SUBMISSION_FILE = "submission.json"
@@ -148,7 +149,8 @@ def _notes(detections_by_token: Mapping[str, Detections]) -> tuple[str, ...]:
     notes = []
     if crowded:
         notes.append(
-            f"{crowded} samples had more than {MAX_BOXES_PER_SAMPLE} boxes: the best were kept"
+            f"{counted(crowded, 'sample')} had more than {MAX_BOXES_PER_SAMPLE} boxes: "
+            "the best were kept"
         )
     if not any(counts):
         notes.append("nothing was detected: the devkit refuses that, its formulas give 0")
@@ -194,9 +196,10 @@ def _require_tokens(nusc: Any, split: str, detections_by_token: Mapping[str, Any
     foreign = sorted(set(detections_by_token) - tokens)
     if not tokens or missing or foreign:
         raise DatasetError(
-            f"split {split} has {len(tokens)} samples; got detections that miss {len(missing)} of "
-            f"them and hold {len(foreign)} others{_example(missing or foreign)}; need detections "
-            "(an empty set if nothing was found) for every sample of the split and no other"
+            f"split {split} has {counted(len(tokens), 'sample')}; got detections that miss "
+            f"{len(missing)} of them and hold {len(foreign)} others{_example(missing or foreign)}; "
+            "need detections (an empty set if nothing was found) for every sample of the split "
+            "and no other"
         )
 
 

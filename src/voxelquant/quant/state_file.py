@@ -88,12 +88,13 @@ def read_state(path: Path) -> StateContent:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise QuantStateError(
-            f"{path}: got a file that is truncated or not safetensors ({reason})"
+            f"{path}: got a file that is truncated or not safetensors ({reason}); "
+            "fetch it again, or make it again with `voxelquant ptq`"
         ) from error
     if "format" not in header:
         raise QuantStateError(
             f"{path}: got a safetensors file that is no quantized state, float weights perhaps; "
-            "`voxelquant ptq` makes one of them"
+            "`voxelquant ptq` makes a state from float weights"
         )
     if header.get("format") != _FORMAT or header.get("version") != _VERSION:
         raise QuantStateError(

@@ -10,6 +10,7 @@ from torch import nn
 
 from voxelquant.data.loader import Frames, LoaderOptions, NamedFrames
 from voxelquant.digest import file_digest
+from voxelquant.plural import counted
 from voxelquant.quant import MagnitudeHistogram, TensorStatistics, observe, quantize, set_ranges
 from voxelquant.quant.recipe import Recipe, load_recipe
 from voxelquant.quant.spec import Method
@@ -98,10 +99,10 @@ def calibrate_together(
     line = calibration.begin(request.work_dir, file_digest(request.weights))
     if line:
         reporter.say(f"calibration: {line}")
-    title = f"calibrating{world.in_words} on {job.batches} batches"
+    title = f"calibrating{world.in_words} on {counted(job.batches, 'batch', 'batches')}"
     if job.batches < request.batches:
-        split, frames = request.dataset.split, len(request.dataset)
-        title += f", not {request.batches}: {split} has {frames} frames"
+        split, frames = request.dataset.split, counted(len(request.dataset), "frame")
+        title += f", not {request.batches}: {split} has {frames}"
     with reporter.stage(STAGE, title) as advance:
         histograms = calibration.run(advance)
         world.in_main(

@@ -16,6 +16,7 @@ from torch import nn
 from voxelquant import __version__
 from voxelquant.data.loader import Frames, LoaderOptions, NamedFrames, frame_loader
 from voxelquant.errors import CalibrationError, DatasetError
+from voxelquant.plural import counted
 from voxelquant.quant import (
     MagnitudeHistogram,
     PrecisionPlan,
@@ -229,5 +230,6 @@ def require_batches(dataset: Frames, batches: int, batch_size: int) -> None:
     """
     if batches < 1:
         raise CalibrationError(
-            f"got {len(dataset)} frames for batches of {batch_size}, need at least one batch"
+            f"got {counted(len(dataset), 'frame')} for batches of {batch_size}, need at least "
+            "one batch"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from voxelquant.data.sampling import Shard
 from voxelquant.errors import CalibrationError
+from voxelquant.plural import counted
 from voxelquant.quant.histogram import MagnitudeHistogram
 from voxelquant.quant.histogram_file import read_histograms, write_histograms
 
@@ -61,7 +62,8 @@ class CalibrationFile:
         other = [key for key, value in self.request.items() if found.get(key) != value]
         if other:
             return nothing, f"starting afresh: {self.path} is of other {', '.join(other)}"
-        return Seen(facts["batches"], histograms), f"continuing after {facts['batches']} batches"
+        batches = counted(facts["batches"], "batch", "batches")
+        return Seen(facts["batches"], histograms), f"continuing after {batches}"
 
     def remove(self) -> None:
         """Forget it, the result is written; the main process clears what other runs left, too."""

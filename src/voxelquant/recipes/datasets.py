@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from voxelquant.data.nuscenes import NuScenesDataset
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.tables import custom_splits
 from voxelquant.detection.config import DetectorConfig, Reader
-from voxelquant.errors import DatasetError
+from voxelquant.errors import BadInputError, DatasetError
 
 # `--data synthetic`: frames are generated as they are wanted, nothing is read from disk.
 SYNTHETIC = "synthetic"
@@ -48,7 +49,7 @@ def open_dataset(
             detector reads points that no dataset holds.
     """
     require_lidar_reader(config)
-    root = dataset_root(config, root)
+    root = dataset_root(config, root, purpose)
     infos = config.data.train_infos if purpose is Purpose.TRAIN else config.data.val_infos
     info_path = None if split is not None else find_det3d_file(config, root, infos)
     if info_path is not None:
@@ -103,21 +104,57 @@ def _open_infos(
     )
 
 
-def dataset_root(config: DetectorConfig, root: str | Path | None) -> Path:
+def dataset_root(
+    config: DetectorConfig, root: str | Path | None, purpose: Purpose = Purpose.VAL
+) -> Path:
     """The folder that the command line names, or else the config.
 
     Raises:
         DatasetError: neither names one, or there is no such folder.
     """
     root = root if root is not None else config.data.root
+    # Frames to train and calibrate on may be generated; the metric reads what it scores from disk.
+    need = "give --data the root of a nuScenes dataset"
+    if purpose is Purpose.TRAIN:
+        need += f", or `{SYNTHETIC}`"
     if root is None:
-        raise DatasetError(
-            f"config {config.name} names no data root; give --data the root of a nuScenes dataset"
-        )
+        raise DatasetError(f"config {config.name} names no data root; {need}")
     if not Path(root).is_dir():
+        if str(root) == SYNTHETIC:
+            need += "; `voxelquant synth --out DATA` writes a synthetic one"
         got = "a file" if Path(root).exists() else "no such folder"
-        raise DatasetError(f"{root}: {got}; give --data the root of a nuScenes dataset")
+        raise DatasetError(f"{root}: {got}; {need}")
     return Path(root)
+
+
+def refuse_unused(
+    data: str | None, *, of_synthetic: Mapping[str, object], of_dataset: Mapping[str, object]
+) -> None:
+    """Refuse options that the chosen kind of frames has no use for; they would be ignored.
+
+    Args:
+        data: `--data` of the command line.
+        of_synthetic: value by name of options of the synthetic world; None is not given.
+        of_dataset: of options of a dataset on disk.
+
+    Raises:
+        BadInputError: one that has no use is given.
+    """
+    synthetic = data == SYNTHETIC
+    for name, value in (of_dataset if synthetic else of_synthetic).items():
+        if value is None:
+            continue
+        got = f"--{name.replace('_', '-')} {value}"
+        if synthetic:
+            raise BadInputError(
+                f"got {got} with --data {SYNTHETIC}, which is generated and read from nowhere; "
+                "leave it out"
+            )
+        chosen = "the config's data root" if data is None else f"--data {data}"
+        raise BadInputError(
+            f"got {got}, an option of the synthetic world, with {chosen}; leave it out, or give "
+            f"--data {SYNTHETIC}"
+        )
 
 
 def find_det3d_file(config: DetectorConfig, root: Path, named: str | None) -> Path | None:

@@ -21,6 +21,7 @@ from voxelquant.data.synthetic import (
 from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.errors import BadInputError
 from voxelquant.export.from_graph import export_libspconv
+from voxelquant.plural import counted
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.calibrated import (
     STATE_FILE,
@@ -34,6 +35,7 @@ from voxelquant.recipes.detect import Detector, Engine, open_detector
 from voxelquant.recipes.evaluate import Evaluation, evaluate_detector
 from voxelquant.recipes.parity import Forms, ParityResult, measure_parity
 from voxelquant.recipes.progress import StageReporter
+from voxelquant.recipes.synth import say_unfinished
 
 CONFIG = "centerpoint_tiny"
 TRAINING_SEED = 1  # of the world that the shipped weights were trained on; docs/tiny_weights.md
@@ -156,6 +158,7 @@ def _write_world(run: DemoRun) -> dict[str, int]:
             for scene in range(plan.validation_scenes)
         ],
     }
+    say_unfinished(run.data_root, run.reporter)
     with run.reporter.stage("synth", "writing a synthetic LiDAR world") as advance:
         config = WorldConfig(class_mix=plan.class_mix)
         write_dataset(run.data_root, splits, config=config, progress=advance)
@@ -164,7 +167,7 @@ def _write_world(run: DemoRun) -> dict[str, int]:
 
 def _quantize(run: DemoRun, detector: Detector) -> Calibrated:
     dataset = run.dataset(CALIBRATION_SPLIT)
-    with run.reporter.stage("ptq", f"calibrating on {len(dataset)} frames") as advance:
+    with run.reporter.stage("ptq", f"calibrating on {counted(len(dataset), 'frame')}") as advance:
         batches = calibration_batches(detector, dataset, len(dataset), 1)
         calibrated = quantize_detector(
             detector, batches, progress=lambda done, _: advance(done, len(dataset))
@@ -182,7 +185,7 @@ def _evaluate(run: DemoRun, forms: Forms) -> dict[Engine, Evaluation]:
         (Engine.FAKE, forms.fake),
         (Engine.INT8, forms.engine),
     ):
-        title = f"evaluating {engine.value} on {len(dataset)} frames"
+        title = f"evaluating {engine.value} on {counted(len(dataset), 'frame')}"
         with run.reporter.stage(f"eval_{engine.value}", title) as advance:
             out_dir = run.folder / "eval" / engine.value
             scores[engine] = evaluate_detector(detector, dataset, out_dir, advance)

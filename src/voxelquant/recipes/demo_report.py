@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from voxelquant.data.records import FrameDataset
 from voxelquant.detection.decode import Detections
+from voxelquant.plural import counted
 from voxelquant.quant.calibrate import TensorStatistics
 from voxelquant.quant.histogram import BINS
 from voxelquant.recipes.calibrated import Calibrated
@@ -55,7 +56,7 @@ def draw_demo_report(
             synthetic=True,
             frames=len(dataset),
             boxes=sum(result["instances"].values()),
-            note=_seeds_in_words(result["seeds"]),
+            note=_world_in_words(result["seeds"], result["plan"]["class_mix"]),
         ),
         scores=tuple(_score(engine, score) for engine, score in scores.items()),
         calibration={
@@ -76,9 +77,12 @@ def draw_demo_report(
     return write_report(folder)
 
 
-def _seeds_in_words(seeds: Mapping[str, int]) -> str:
+def _world_in_words(seeds: Mapping[str, int], class_mix: str) -> str:
     named = ", ".join(f"{purpose} {seed}" for purpose, seed in seeds.items())
-    return f"Boxes are distinct instances within the range of the metric. World seeds: {named}."
+    return (
+        "Boxes are distinct instances within the range of the metric. "
+        f"Class mix {class_mix}; world seeds: {named}."
+    )
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -119,7 +123,8 @@ def _pictures(
         scene = dataset.nusc.get("scene", sample["scene_token"])["name"]
         pictures.append(
             FramePicture(
-                caption=f"Scene {scene}, validation frame {index}: {len(truth)} boxes annotated; "
+                caption=f"Scene {scene}, validation frame {index}: "
+                f"{counted(len(truth), 'box', 'boxes')} annotated; "
                 f"detections with a score above {_SHOWN_SCORE:g}: {len(float_boxes)} of float, "
                 f"{len(int8_boxes)} of the int8 engine.",
                 points=frame.points.numpy(),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from voxelquant.plural import counted
 from voxelquant.recipes.result_text import layer_table
 
 _ENGINES = {
@@ -35,10 +36,11 @@ def print_demo(result: Mapping[str, Any], folder: Path, console: Console | None 
     )
     same = "equal" if parity["engine_equals_file"] else "[red]NOT equal[/]"
     console.print(f"The file's dense output and the engine's are {same}.")
-    for warning in result["export"]["warnings"]:
+    warnings = result["export"]["warnings"]
+    for warning in warnings:
         console.print(escape(warning))
-    warned = len(result["export"]["warnings"]) or "no"
-    console.print(f"scn.onnx, checked: {warned} warnings, no errors.")
+    warned = counted(len(warnings), "warning") if warnings else "no warnings"
+    console.print(f"scn.onnx, checked: {warned}, no errors.")
     if not parity["holds"]:
         console.print("[red]The law of parity is broken.[/]")
     console.print(f"{result['seconds']['total']:.0f} s in all; open {folder / 'report.html'}")

@@ -21,6 +21,7 @@ from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.decode import Detections, decode_predictions
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, DatasetError
+from voxelquant.plural import counted
 from voxelquant.quant.lower import lower
 from voxelquant.quant.plan import PrecisionPlan
 from voxelquant.quant.state_file import is_state_file
@@ -105,8 +106,8 @@ def _require_engine(engine: Engine, plan: PrecisionPlan, weights: str | Path) ->
     needed = Engine.FP8 if fp8 else Engine.INT8
     if engine is not needed:
         raise BadInputError(
-            f"{weights}: got a state with {fp8} fp8 layers for engine {engine.value}, need "
-            f"--engine {needed.value} to execute it, or --engine fake to simulate it"
+            f"{weights}: got a state with {counted(fp8, 'fp8 layer')} for engine {engine.value}, "
+            f"need --engine {needed.value} to execute it, or --engine fake to simulate it"
         )
 
 

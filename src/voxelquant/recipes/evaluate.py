@@ -19,6 +19,7 @@ from voxelquant.evaluation.nuscenes import (
     evaluate_detections,
     match_submission,
 )
+from voxelquant.plural import counted
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
 from voxelquant.recipes.datasets import open_dataset
 from voxelquant.recipes.detect import Detector, Engine, detect_frames, open_detector
@@ -75,7 +76,8 @@ def _evaluate(request: EvaluateRequest, reporter: StageReporter, world: World) -
     reporter.say_all(detector.notes)
     # Before the work: an unusable file, or one about other frames, should not cost an evaluation.
     earlier = _prepare(request, dataset) if world.is_main else None
-    title = f"evaluating {request.engine} on {len(dataset)} frames of {dataset}{world.in_words}"
+    frames = counted(len(dataset), "frame")
+    title = f"evaluating {request.engine} on {frames} of {dataset}{world.in_words}"
     with reporter.stage("eval", title) as advance:
         evaluation = evaluate_detector(
             detector,
@@ -122,7 +124,7 @@ def _prepare(request: EvaluateRequest, dataset: FrameDataset) -> Matches | None:
 def _compare(
     earlier: Matches, request: EvaluateRequest, dataset: FrameDataset, reporter: StageReporter
 ) -> PairedDifference:
-    with reporter.stage("bootstrap", f"resampling {len(dataset)} frames") as advance:
+    with reporter.stage("bootstrap", f"resampling {counted(len(dataset), 'frame')}") as advance:
         own = _matches_of(dataset, request.work_dir)
         return paired_difference(earlier, own, progress=advance)
 

@@ -18,6 +18,7 @@ from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, ExportError
 from voxelquant.export.runner import FileRunner, NodeOutput
 from voxelquant.numerics import relative_l2, sqnr_db
+from voxelquant.plural import counted
 from voxelquant.quant.compare import NodeRecord, capture_nodes, layer_parity, real_values
 from voxelquant.quant.insert import quantization_of
 from voxelquant.recipes.detect import Detector, Engine, lowered, open_detector
@@ -97,7 +98,8 @@ def run_parity(request: ParityRequest, reporter: StageReporter) -> ParityResult:
     )
     reporter.say_all(forms.fake.notes)
     x = forms.engine.read([choose_cloud(config, request.choice)])
-    with reporter.stage("parity", f"comparing on {request.choice}, {len(x.sites)} voxels"):
+    voxels = counted(len(x.sites), "voxel")
+    with reporter.stage("parity", f"comparing on {request.choice}, {voxels}"):
         return measure_parity(forms, x, onnx)
 
 

@@ -25,6 +25,7 @@ from voxelquant.data.sampling import Shard
 from voxelquant.data.synthetic import WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.errors import BadInputError, DatasetError
+from voxelquant.plural import counted
 from voxelquant.recipes.datasets import find_det3d_file
 from voxelquant.recipes.distributed import World
 from voxelquant.recipes.progress import StageReporter
@@ -131,7 +132,7 @@ def _sampler(
     except DatasetError as error:
         raise DatasetError(f"{origin}: {error}") from error
     if reporter is not None:
-        reporter.say(f"pasting objects of {origin} ({len(source.index)} objects)")
+        reporter.say(f"pasting objects of {origin} ({counted(len(source.index), 'object')})")
         if sampler.lacking:
             reporter.say(
                 f"note: none of {', '.join(sampler.lacking)} is pasted: no such object there "
@@ -204,7 +205,7 @@ def find_or_build_database(
     for line in defects:
         reporter.say(line)
     path = _writable(places, reporter)
-    text = f"cutting the objects of {len(dataset)} frames into {path}"
+    text = f"cutting the objects of {counted(len(dataset), 'frame')} into {path}"
     with reporter.stage("objects", text) as advance:
 
         def progress(done: int, total: int) -> None:

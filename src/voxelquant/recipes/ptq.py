@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from voxelquant.data.loader import NamedFrames
-from voxelquant.data.synthetic import ClassMix, GeneratedFrames, WorldConfig
+from voxelquant.data.synthetic import (
+    DEFAULT_CLASS_MIX,
+    ClassMix,
+    GeneratedFrames,
+    WorldConfig,
+)
 from voxelquant.detection.config import DetectorConfig, load_config
-from voxelquant.errors import BadInputError
 from voxelquant.quant.recipe import load_recipe
 from voxelquant.quant.spec import Method
 from voxelquant.recipes.artifacts import make_work_dir, provenance, write_json_atomic
@@ -24,6 +28,7 @@ from voxelquant.recipes.datasets import (
     SYNTHETIC,
     Purpose,
     open_dataset,
+    refuse_unused,
     require_lidar_reader,
 )
 from voxelquant.recipes.detect import Engine, open_detector
@@ -36,7 +41,8 @@ from voxelquant.recipes.rank import process_count
 class PtqRequest:
     """What the command line asks for; None is the config's data root or the recipe's method.
 
-    With `data` = `synthetic` frames are generated, those of world `seed` and `class_mix`.
+    With `data` = `synthetic` frames are generated, those of world `seed` (None is 0) and
+    `class_mix` (None is nuScenes' own); frames on disk have neither.
     """
 
     config: str
@@ -51,8 +57,8 @@ class PtqRequest:
     version: str | None = None
     device: str = "auto"
     num_workers: int = 0
-    seed: int = 0
-    class_mix: ClassMix = "nuscenes"
+    seed: int | None = None
+    class_mix: ClassMix | None = None
 
 
 def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
@@ -96,19 +102,23 @@ def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Pat
 
 
 def _open_frames(request: PtqRequest, config: DetectorConfig, device: str) -> NamedFrames:
+    refuse_unused(
+        request.data,
+        of_synthetic={"seed": request.seed, "class_mix": request.class_mix},
+        of_dataset={
+            "split": request.split,
+            "version": request.version,
+            "num_workers": request.num_workers or None,
+        },
+    )
     if request.data != SYNTHETIC:
         return open_dataset(
             config, request.data, request.split, request.version, purpose=Purpose.TRAIN
         )
     require_lidar_reader(config)
-    if request.num_workers:
-        raise BadInputError(
-            f"got --num-workers {request.num_workers} with --data {SYNTHETIC}, which nothing is "
-            "read of; leave it out"
-        )
     count = request.calibrate_batches * request.batch_size
-    world = WorldConfig(class_mix=request.class_mix)
-    return GeneratedFrames(request.seed, count, device=device, config=world)
+    world = WorldConfig(class_mix=request.class_mix or DEFAULT_CLASS_MIX)
+    return GeneratedFrames(request.seed or 0, count, device=device, config=world)
 
 
 def _write_metrics(

@@ -12,6 +12,7 @@ from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, ConfigError
+from voxelquant.plural import counted
 from voxelquant.quant.insert import quantization_of
 from voxelquant.quant.range_trainer import RangeTrainer
 from voxelquant.quant.recipe import (
@@ -194,7 +195,8 @@ def _calibrate(session: TrainingSession, request: QatRequest, path: Path) -> Non
 
     if isinstance(source, SyntheticSource):  # every process has frames of its own
         frames = source.first_frames()[:wanted]
-        with reporter.stage(STAGE, f"calibrating on {len(frames)} batches") as advance:
+        batches = counted(len(frames), "batch", "batches")
+        with reporter.stage(STAGE, f"calibrating on {batches}") as advance:
             world.in_main(
                 lambda: _calibrate_on(frames, detector, recipe, request, advance).save(path)
             )

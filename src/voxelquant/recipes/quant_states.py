@@ -9,8 +9,10 @@ from pathlib import Path
 from voxelquant.detection.checkpoint_files import find_state_dict, read_torch_file
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.detector import CenterPoint
+from voxelquant.detection.file_kinds import text_kind
 from voxelquant.detection.nvidia_import import import_nvidia_checkpoint
 from voxelquant.detection.nvidia_layout import is_nvidia_checkpoint
+from voxelquant.detection.sharded_weights import is_index
 from voxelquant.errors import CheckpointError, QuantStateError
 from voxelquant.quant.state import QuantState
 from voxelquant.quant.state_file import is_state_file
@@ -50,12 +52,11 @@ def load_quant_state(path: str | Path, config: DetectorConfig) -> LoadedState:
     path = Path(path)
     if path.is_file() and _is_torch_file(path):
         return _load_torch_file(path, config)
-    if is_quant_state(path):
-        return LoadedState(QuantState.load(path))
-    try:
-        return LoadedState(QuantState.load(path))
-    except QuantStateError as error:
-        raise QuantStateError(f"{error}; {_ADVICE}") from None
+    if not is_quant_state(path):
+        kind = "an index of float weights in shards" if is_index(path) else text_kind(path)
+        if kind is not None:
+            raise QuantStateError(f"{path}: got {kind}, need a quantized state; {_ADVICE}")
+    return LoadedState(QuantState.load(path))
 
 
 def _is_torch_file(path: Path) -> bool:

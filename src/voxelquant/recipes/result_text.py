@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from voxelquant.evaluation.bootstrap import PairedDifference
+from voxelquant.plural import counted
 from voxelquant.recipes.evaluate import Evaluation
 from voxelquant.recipes.parity import ParityResult
 from voxelquant.recipes.synth import WrittenWorld
@@ -27,7 +28,7 @@ _ENGINES = {
 def print_evaluation(evaluation: Evaluation, engine: str, console: Console | None = None) -> None:
     """mAP, NDS and the AP of every class."""
     metrics = evaluation.metrics
-    table = Table(title=f"nuScenes metric, {metrics.samples} key frames")
+    table = Table(title=f"nuScenes metric, {counted(metrics.samples, 'key frame')}")
     table.add_column("")
     table.add_column("AP", justify="right")
     for name, ap in metrics.per_class_ap.items():
@@ -101,7 +102,7 @@ def _difference_line(difference: PairedDifference) -> str:
     # rich would take the brackets for markup.
     return escape(
         f"Against the earlier run: {', '.join(parts)} (95 %, paired bootstrap over "
-        f"{difference.frames} frames, {difference.resamples} resamples)."
+        f"{counted(difference.frames, 'frame')}, {difference.resamples} resamples)."
     )
 
 

@@ -26,6 +26,7 @@ from voxelquant.errors import CheckpointError, DatasetError
 from voxelquant.export.defects import Defect
 from voxelquant.export.from_graph import export_libspconv
 from voxelquant.export.tensor_dump import write_tensor_dump
+from voxelquant.plural import counted
 from voxelquant.quant import lower, quantize
 from voxelquant.quant.state_file import is_state_file
 from voxelquant.recipes.frame_files import EXAMPLE_SEED
@@ -77,7 +78,7 @@ def run_scn_export(request: ScnExportRequest, reporter: StageReporter) -> list[D
     x = _example(request, description)
     qmodel, notes = _load(request, description, model, x)
     reporter.say_all((*description.notes, *notes))
-    with reporter.stage("export", f"exporting on an example of {len(x.sites)} voxels"):
+    with reporter.stage("export", f"exporting on an example of {counted(len(x.sites), 'voxel')}"):
         exported = export_libspconv(qmodel, request.out, example=x)
         if request.tensor_prefix is not None:
             _dump_example(request.tensor_prefix, x, lower(qmodel))

@@ -12,6 +12,7 @@ from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError
 from voxelquant.evaluation.frame_matcher import FrameMatcher
+from voxelquant.plural import counted
 from voxelquant.quant.layer_forms import with_ranges_of
 from voxelquant.recipes.artifacts import make_work_dir
 from voxelquant.recipes.calibrated import CalibrationRequest, calibrate_together
@@ -135,8 +136,10 @@ class _Profile:
         todo = [place for place in range(len(self.indices)) if place not in done]
         own = todo[self.world.shard.rank :: self.world.shard.world_size]
         if done:
-            self.reporter.say(f"continuing: {len(done)} of {len(self.indices)} frames are done")
-        title = f"profiling {len(runner.layers)} layers on {len(todo)} frames of {self.dataset}"
+            wanted = counted(len(self.indices), "frame")
+            self.reporter.say(f"continuing: {len(done)} of {wanted} done")
+        layers, frames = counted(len(runner.layers), "layer"), counted(len(todo), "frame")
+        title = f"profiling {layers} on {frames} of {self.dataset}"
         outcomes = {}
         with self.reporter.stage("profile", title) as advance:
             for count, place in enumerate(self.world.while_none_failed(own), 1):
@@ -152,11 +155,11 @@ class _Profile:
         self, runner: VariantRunner, matcher: FrameMatcher | None
     ) -> SensitivityResult | None:
         outcomes = self.store.load(len(runner.layers) + 2)
-        missing = len(self.indices) - len(outcomes)
-        if missing:
+        if len(outcomes) < len(self.indices):
             raise BadInputError(
-                f"{self.request.work_dir}: {missing} of {len(self.indices)} frames are not here, "
-                "need a work dir that all processes share; run again with one"
+                f"{self.request.work_dir}: got {len(outcomes)} of "
+                f"{counted(len(self.indices), 'frame')}, need a work dir that all "
+                "processes share; run again with one"
             )
         metrics: list[MetricScore | None] = [None] * (len(runner.layers) + 2)
         if matcher is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from voxelquant.atomic_file import atomic_path
+from voxelquant.plural import counted
 from voxelquant.quant.layer_forms import Mode
 from voxelquant.quant.plan import PrecisionPlan
 from voxelquant.quant.recipe import Recipe
@@ -70,7 +71,7 @@ class SuggestionRule:
                 "above 0"
             )
         count = _KEPT_BY_PROXY if self.keep_worst is None else self.keep_worst
-        return f"the {count} worst layers by {'mAP' if by_metric else 'proxy'}"
+        return f"the {counted(count, 'worst layer')} by {'mAP' if by_metric else 'proxy'}"
 
 
 @dataclass(frozen=True)
@@ -205,4 +206,4 @@ def _bar(layer: LayerScore, kept: bool) -> LayerBar:
 
 def _title(result: SensitivityResult, origin: Mapping[str, Any]) -> str:
     what = "one layer quantized" if result.mode == "one" else "all layers quantized but one"
-    return f"{what}, {origin['frames']} frames of {origin['split']}"
+    return f"{what}, {counted(origin['frames'], 'frame')} of {origin['split']}"

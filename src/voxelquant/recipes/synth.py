@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxelquant.data.synthetic import (
+    DEFAULT_CLASS_MIX,
     TABLE_VERSION,
     ClassMix,
     SceneSpec,
     WorldConfig,
     count_visible_instances,
+    unfinished_copies,
     write_dataset,
 )
 from voxelquant.data.tables import VERSION_SUFFIX
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 from voxelquant.recipes.device import choose_device
 from voxelquant.recipes.progress import StageReporter
 
@@ -36,7 +39,7 @@ class SynthRequest:
         key_frames: key frames a scene, half a second apart.
         splits: `NAME=SCENES` of each split.
         device: where the points are made.
-        class_mix: classes as frequent as in nuScenes, or balanced for small sets.
+        class_mix: classes as frequent as in nuScenes (the default), or balanced for small sets.
     """
 
     out: Path
@@ -45,7 +48,7 @@ class SynthRequest:
     key_frames: int = 2
     splits: tuple[str, ...] = ()
     device: str = "auto"
-    class_mix: ClassMix = "nuscenes"
+    class_mix: ClassMix | None = None
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,11 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
         numbers = range(first, first + count)
         splits[name] = [SceneSpec(request.seed, n, request.key_frames) for n in numbers]
         first += count
-    title = f"writing {first} scenes of seed {request.seed}"
+    say_unfinished(request.out, reporter)
+    title = f"writing {counted(first, 'scene')} of seed {request.seed}"
     with reporter.stage("synth", title) as advance:
         device = choose_device(request.device)
-        config = WorldConfig(class_mix=request.class_mix)
+        config = WorldConfig(class_mix=request.class_mix or DEFAULT_CLASS_MIX)
         write_dataset(request.out, splits, device=device, config=config, progress=advance)
     tables = request.out / TABLE_VERSION
     return WrittenWorld(
@@ -83,6 +87,14 @@ def run_synth(request: SynthRequest, reporter: StageReporter) -> WrittenWorld:
         key_frames={name: count * request.key_frames for name, count in counts.items()},
         instances={name: count_visible_instances(tables, name) for name in counts},
     )
+
+
+def say_unfinished(root: Path, reporter: StageReporter) -> None:
+    """Before a data set is written, name what a killed writing of it left beside it."""
+    copies = unfinished_copies(root)
+    if copies and not root.exists():
+        names = ", ".join(map(str, copies))
+        reporter.say(f"note: {names}: unfinished; delete it unless a run is still writing there")
 
 
 def scenes_of_splits(scenes: int | None, splits: Sequence[str]) -> dict[str, int]:
@@ -100,7 +112,7 @@ def scenes_of_splits(scenes: int | None, splits: Sequence[str]) -> dict[str, int
         raise DatasetError("need either --scenes N or one --split NAME=SCENES after the other")
     if scenes is not None:
         if scenes < 2:
-            raise DatasetError(f"got {scenes} scenes, need 2: one trains, one validates")
+            raise DatasetError(f"got {counted(scenes, 'scene')}, need 2: one trains, one validates")
         val = max(1, scenes // _VAL_SHARE)
         return {TRAIN_SPLIT: scenes - val, VAL_SPLIT: val}
     parsed = [_parse_split(split) for split in splits]

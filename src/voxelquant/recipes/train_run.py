@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_con
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.digest import file_digest, text_digest
 from voxelquant.errors import BadInputError, CheckpointError
+from voxelquant.plural import counted
 from voxelquant.recipes.artifacts import (
     make_work_dir,
     provenance,
@@ -28,6 +29,7 @@ from voxelquant.recipes.datasets import (
     SYNTHETIC,
     Purpose,
     open_dataset,
+    refuse_unused,
     require_lidar_reader,
 )
 from voxelquant.recipes.distributed import World, join_world
@@ -42,6 +44,7 @@ from voxelquant.recipes.training_log import TrainingLog
 from voxelquant.recipes.training_loop import CHECKPOINT_FILE, Trainee, TrainingRun, run_steps
 from voxelquant.recipes.training_source import (
     DatasetSource,
+    PoolOptions,
     SyntheticSource,
     TrainingSource,
     training_transforms,
@@ -72,7 +75,7 @@ class TrainRequest:
         resume: continue from the work dir's checkpoint.
         checkpoint_every: steps between checkpoints.
         stop_after_s: leave with a checkpoint after so many seconds.
-        pool_size: synthetic frames held on the device.
+        pool_size: synthetic frames held on the device; default here and below: `PoolOptions`.
         turnover: synthetic frames replaced before each step.
         class_mix: of the synthetic world.
         num_workers: processes that read a dataset on disk ahead of the training.
@@ -94,10 +97,21 @@ class TrainRequest:
     resume: bool = False
     checkpoint_every: int = 500
     stop_after_s: float | None = None
-    pool_size: int = 1024
-    turnover: int = 2
-    class_mix: ClassMix = "nuscenes"
+    pool_size: int | None = None
+    turnover: int | None = None
+    class_mix: ClassMix | None = None
     num_workers: int = 0
+
+    @property
+    def given_pool_options(self) -> dict[str, Any]:
+        """What is asked for of the pool of synthetic frames."""
+        options = {name: getattr(self, name) for name in PoolOptions.__dataclass_fields__}
+        return {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def pool_options(self) -> PoolOptions:
+        """The same, and the defaults."""
+        return PoolOptions(**self.given_pool_options)
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,15 @@ def open_session(
     """
     if request.steps is not None and request.epochs is not None:
         raise BadInputError("got --steps and --epochs, need one of them: each is the length")
+    refuse_unused(
+        request.data,
+        of_synthetic=request.given_pool_options,
+        of_dataset={
+            "split": request.split,
+            "version": request.version,
+            "num_workers": request.num_workers or None,
+        },
+    )
     config = load_config(request.config)
     if request.lr_max is not None:
         schedule = config.train.schedule.model_copy(update={"lr_max": request.lr_max})
@@ -195,8 +218,9 @@ def _plan_run(
         "processes": world.shard.world_size,
     }
     if request.data == SYNTHETIC:
-        shared |= {"pool size": request.pool_size, "turnover": request.turnover}
-        shared |= {"class mix": request.class_mix, "world version": WORLD_VERSION}
+        pool = request.pool_options
+        shared |= {"pool size": pool.pool_size, "turnover": pool.turnover}
+        shared |= {"class mix": pool.class_mix, "world version": WORLD_VERSION}
     if isinstance(source, DatasetSource) and isinstance(source.dataset, FrameDataset):
         shared["frames"] = shown_digest(" ".join(source.dataset.sample_tokens))
     shared["weights"] = shown_digest(request.weights)
@@ -228,19 +252,20 @@ def _open_source(
 ) -> TrainingSource:
     require_lidar_reader(config)
     if request.data == SYNTHETIC:
-        world_config = WorldConfig(class_mix=request.class_mix)
+        pool = request.pool_options
+        world_config = WorldConfig(class_mix=pool.class_mix)
         pasting = synthetic_object_sampler(
             config,
             request.seed,
-            request.pool_size,
+            pool.pool_size,
             world_config=world_config,
             device=world.device,
             reporter=reporter,
         )
         return SyntheticSource(
             seed=request.seed,
-            pool_size=request.pool_size,
-            turnover=request.turnover,
+            pool_size=pool.pool_size,
+            turnover=pool.turnover,
             device=world.device,
             transforms=training_transforms(config, pasting),
             shard=world.shard,
@@ -302,7 +327,7 @@ def train_session(session: TrainingSession, trainee: Trainee, title: str) -> int
     if request.resume:
         first = load_training_state(run.checkpoint, trainee.model, trainee.optimizer, run.settings)
     log = TrainingLog(request.work_dir / "log.jsonl", first) if session.world.is_main else None
-    title = f"{title} for {run.total_steps} steps"
+    title = f"{title} for {counted(run.total_steps, 'step')}"
     with session.reporter.stage("train", title) as advance:
         done = run_steps(
             trainee,
@@ -314,13 +339,15 @@ def train_session(session: TrainingSession, trainee: Trainee, title: str) -> int
             progress=advance,
         )
     if done < run.total_steps:
-        session.reporter.say(f"stopped after {done} of {run.total_steps} steps; --resume continues")
+        steps = counted(run.total_steps, "step")
+        session.reporter.say(f"stopped after {done} of {steps}; --resume continues")
     return done
 
 
 def write_training_metrics(session: TrainingSession, steps_done: int, more: dict[str, Any]) -> None:
     """Keep what was done, and everything needed to do it again, in `metrics.json`."""
     request, run = session.request, session.run
+    pool = asdict(request.pool_options) if request.data == SYNTHETIC else None
     metrics = {
         "steps": steps_done,
         "total_steps": run.total_steps,
@@ -330,6 +357,8 @@ def write_training_metrics(session: TrainingSession, steps_done: int, more: dict
         "amp": run.amp,
         "seconds": session.reporter.seconds["train"],
         "data": request.data or session.config.data.root,
+        "frames": str(session.source),
+        "pool": pool,
         "weights": request.weights,
         **more,
         "provenance": provenance(config=session.config, seed=request.seed),

@@ -13,7 +13,13 @@ from voxelquant.data.augment import Augmentation, drop_boxes_outside
 from voxelquant.data.frame import Frame
 from voxelquant.data.loader import Frames, LoaderOptions, RandomTransform, training_loader
 from voxelquant.data.sampling import EpochSampler, Shard
-from voxelquant.data.synthetic import WorldConfig, generate_frames
+from voxelquant.data.synthetic import (
+    DEFAULT_CLASS_MIX,
+    ClassMix,
+    WorldConfig,
+    describe_world,
+    generate_frames,
+)
 from voxelquant.detection.config import DetectorConfig
 
 _FRAMES_AT_ONCE = 16
@@ -60,6 +66,15 @@ def training_transforms(
     return *pasting, augmentation, DropBoxesOutside(config.point_range)
 
 
+@dataclass(frozen=True)
+class PoolOptions:
+    """The pool of a `SyntheticSource`, and the world that its frames are of."""
+
+    pool_size: int = 1024
+    turnover: int = 2
+    class_mix: ClassMix = DEFAULT_CLASS_MIX
+
+
 class SyntheticSource:
     """Frames of the synthetic world, generated on the training device.
 
@@ -98,6 +113,9 @@ class SyntheticSource:
         self._frames: dict[int, Frame] = {}  # by slot
         self._frame_ids: dict[int, int] = {}  # by slot
         self._replaced = -1
+
+    def __str__(self) -> str:
+        return describe_world(self.seed, self.world_config)
 
     @property
     def frames_per_epoch(self) -> int:
@@ -197,6 +215,9 @@ class DatasetSource:
         self.device = torch.device(device)
         self.transforms = tuple(transforms)
         self.num_workers = num_workers
+
+    def __str__(self) -> str:
+        return str(self.dataset)
 
     @property
     def frames_per_epoch(self) -> int:

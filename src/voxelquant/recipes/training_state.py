@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from voxelquant.atomic_file import atomic_path
 from voxelquant.errors import CheckpointError
+from voxelquant.plural import counted
 
 
 def save_training_state(
@@ -88,8 +89,8 @@ def refuse_to_lose(path: Path) -> None:
     if progress is not None:
         done, total = progress
         raise CheckpointError(
-            f"{path}: got a run that stopped after {done} of {total} steps; go on with --resume, "
-            "choose another --work-dir, or delete the file"
+            f"{path}: got a run that stopped after {done} of {counted(total, 'step')}; go on with "
+            "--resume, choose another --work-dir, or delete the file"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelquant.errors import GeometryError
+from voxelquant.plural import counted
 from voxelquant.sparse import functional
 from voxelquant.sparse.conv_geometry import ConvGeometry, Triple
 from voxelquant.sparse.kernel_map import KernelMap
@@ -215,8 +216,8 @@ def apply_module(module: nn.Module, x: SparseTensor) -> SparseTensor:
         return out
     if isinstance(module, nn.BatchNorm1d) and module.training and len(x.sites) < 2:
         raise GeometryError(
-            f"batch norm in training: got a batch with {len(x.sites)} voxels left, need 2 or more "
-            "for statistics; drop such frames or take more of them a step"
+            f"batch norm in training: got a batch with {counted(len(x.sites), 'voxel')} left, "
+            "need 2 or more for statistics; drop such frames or take more of them a step"
         )
     return x.replace_features(module(x.features))
 

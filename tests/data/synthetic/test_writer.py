@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from voxelquant.data.synthetic import (
     WorldConfig,
     count_visible_instances,
     generate_frames,
+    unfinished_copies,
     write_dataset,
 )
+from voxelquant.data.synthetic.parameters import differences, world_parameters
 from voxelquant.errors import DatasetError
 from voxelquant.geometry.rigid import pose_matrix, quaternion_to_yaw
 
@@ -195,10 +198,34 @@ def test_the_same_data_set_is_reused_and_another_is_refused(root: Path) -> None:
     before = (root / TABLE_VERSION / "sample.json").stat().st_mtime_ns
     assert write_dataset(root, SPLITS, config=BALANCED) == root
     assert (root / TABLE_VERSION / "sample.json").stat().st_mtime_ns == before
-    with pytest.raises(DatasetError, match="other config"):
-        write_dataset(root, SPLITS)  # the other class mix
-    with pytest.raises(DatasetError, match="other splits"):
-        write_dataset(root, {"validation": [SceneSpec(22, 1)]}, config=BALANCED)
+    with pytest.raises(DatasetError, match="of class mix balanced, not nuscenes: delete it or"):
+        write_dataset(root, SPLITS)
+    other = {"validation": [SceneSpec(23, 1)]}
+    with pytest.raises(DatasetError, match="seed 21 and 22, not 23; key frames of a scene 1 and"):
+        write_dataset(root, other, config=BALANCED)
+
+
+@pytest.mark.parametrize(
+    ("found", "difference"),
+    [
+        ({}, "world version unknown, not"),
+        ({"config": [], "splits": 3, "world_version": 1}, "world version 1, not"),
+        ([], "no complete synthetic data set"),
+    ],
+)
+def test_parameters_of_another_make(tmp_path: Path, found: object, difference: str) -> None:
+    folder = tmp_path / "data" / TABLE_VERSION
+    folder.mkdir(parents=True)
+    (folder / "synthetic_world.json").write_text(json.dumps(found))
+    with pytest.raises(DatasetError, match=difference):
+        write_dataset(tmp_path / "data", {"validation": [SceneSpec(1, 0)]})
+
+
+def test_other_scenes_of_one_seed_are_told_apart(tmp_path: Path) -> None:
+    scenes = world_parameters({"a": [SceneSpec(1, 0)]}, BALANCED)
+    others = world_parameters({"a": [SceneSpec(1, 5)]}, BALANCED)
+    assert differences(scenes, scenes) == []
+    assert differences(scenes, others) == ["other scenes"]
 
 
 def test_a_folder_with_other_content_is_left_alone(tmp_path: Path) -> None:
@@ -224,3 +251,12 @@ def test_an_interrupted_writing_leaves_nothing_behind(tmp_path: Path) -> None:
             tmp_path / "data", {"a": [SceneSpec(1, 0, 1), SceneSpec(1, 1, 1)]}, progress=stop
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writing_left_is_named_and_neither_used_nor_removed(tmp_path: Path) -> None:
+    (left := tmp_path / f".data.partial-{os.getpid()}").mkdir()  # process numbers recur
+    (left / "points.bin").touch()
+    (tmp_path / ".data2.partial-1").mkdir()
+    root = write_dataset(tmp_path / "data", {"a": [SceneSpec(1, 0, 1)]}, config=BALANCED)
+    assert unfinished_copies(root) == [left]
+    assert [path.name for path in left.iterdir()] == ["points.bin"]

@@ -13,6 +13,7 @@ WORLD_VERSION = 2
 # "nuscenes": classes as frequent, and as clustered, as in nuScenes' training set. "balanced": rare
 # classes are frequent, so that a few dozen frames hold enough of each to measure its precision.
 ClassMix = Literal["nuscenes", "balanced"]
+DEFAULT_CLASS_MIX: ClassMix = "nuscenes"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class WorldConfig:
     sweeps: int = 10  # of a key frame, itself included
     key_frame_period: int = 10  # revolutions from one key frame to the next: 0.5 s
     annotation_range_m: float = 75.0
-    class_mix: ClassMix = "nuscenes"
+    class_mix: ClassMix = DEFAULT_CLASS_MIX
     close_m: float = 1.0  # sweeps lose the points with |x| and |y| below this (not the key frame)
 
 
@@ -78,3 +79,12 @@ class SceneSpec:
     def name(self) -> str:
         """Scene name in the tables."""
         return f"synthetic-{self.seed}-{self.scene:05d}"
+
+
+def describe_world(seed: int, config: WorldConfig) -> str:
+    """What generated frames are called in results.
+
+    >>> describe_world(7, WorldConfig(class_mix="balanced")).partition(", ")[2]
+    'class mix balanced, seed 7'
+    """
+    return f"synthetic world {WORLD_VERSION}, class mix {config.class_mix}, seed {seed}"

@@ -14,6 +14,7 @@ from voxelquant.data.synthetic.localization import reported_ego_to_world
 from voxelquant.data.synthetic.returns import Returns, fire
 from voxelquant.data.synthetic.sensor import Revolutions, sensor_to_ego, spin
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 
 _EPOCH_US = 1_600_000_000_000_000
 _SCENE_US = 60_000_000  # between the starts of two scenes
@@ -91,7 +92,9 @@ def _refuse_bad_spec(spec: SceneSpec) -> None:
     if spec.seed < 0 or spec.scene < 0:
         raise DatasetError(f"got seed {spec.seed}, scene {spec.scene}: both must be >= 0")
     if not 1 <= spec.key_frames <= 41:
-        raise DatasetError(f"got {spec.key_frames} key frames in a scene: use 1 to 41 (20 s)")
+        raise DatasetError(
+            f"got {counted(spec.key_frames, 'key frame')} in a scene: use 1 to 41 (20 s)"
+        )
 
 
 def token_of(table: str, spec: SceneSpec, config: WorldConfig, *numbers: int) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from voxelquant.data.frame import Frame
-from voxelquant.data.synthetic.config import WORLD_VERSION, WorldConfig
+from voxelquant.data.synthetic.config import WorldConfig, describe_world
 from voxelquant.data.synthetic.frames import generate_frames
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 
 _FRAMES_AT_ONCE = {"cpu": 1, "cuda": 16}  # on a GPU one alone takes several times as long
 
@@ -41,7 +42,9 @@ class GeneratedFrames:
         config: WorldConfig | None = None,
     ) -> None:
         if seed < 0 or count < 1:
-            raise DatasetError(f"got seed {seed} and {count} frames, need >= 0 and at least 1")
+            raise DatasetError(
+                f"got seed {seed} and {counted(count, 'frame')}, need >= 0 and at least 1"
+            )
         self.seed = seed
         self.count = count
         self.device = torch.device(device)
@@ -66,7 +69,7 @@ class GeneratedFrames:
         return self._run[index - first]
 
     def __str__(self) -> str:
-        return f"synthetic world {WORLD_VERSION}, seed {self.seed}"
+        return describe_world(self.seed, self.config)
 
     @property
     def identity(self) -> str:

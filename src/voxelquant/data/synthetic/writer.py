@@ -1,12 +1,13 @@
 """The synthetic world on disk, as nuScenes v1.0 tables and point files."""
 
+import glob
 import json
 import os
+import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 
 from voxelquant.data.synthetic.annotate import annotate
-from voxelquant.data.synthetic.config import WORLD_VERSION, SceneSpec, WorldConfig
+from voxelquant.data.synthetic.config import SceneSpec, WorldConfig
 from voxelquant.data.synthetic.frames import group_scenes
 from voxelquant.data.synthetic.layout import Scenes, lay_out
+from voxelquant.data.synthetic.parameters import differences, world_parameters
 from voxelquant.data.synthetic.returns import Returns, fire
 from voxelquant.data.synthetic.sensor import spin
 from voxelquant.data.synthetic.tables import (
@@ -33,6 +35,7 @@ from voxelquant.data.synthetic.tables import (
     sweep_filename,
 )
 from voxelquant.errors import DatasetError
+from voxelquant.plural import counted
 
 TABLE_VERSION = "v1.0-synthetic"
 _PARAMETERS = "synthetic_world.json"
@@ -69,8 +72,10 @@ def write_dataset(
     root, config = Path(root), config or WorldConfig()
     specs = [spec for scenes in splits.values() for spec in scenes]
     if len({(spec.seed, spec.scene) for spec in specs}) != len(specs) or not specs:
-        raise DatasetError(f"got {len(specs)} scenes: need at least one, each in one split only")
-    parameters = _parameters(splits, config)
+        raise DatasetError(
+            f"got {counted(len(specs), 'scene')}: need at least one, each in one split only"
+        )
+    parameters = world_parameters(splits, config)
     if root.exists():
         _refuse_other_content(root, parameters)
         return root
@@ -80,36 +85,44 @@ def write_dataset(
     return root
 
 
-def _parameters(splits: Mapping[str, Sequence[SceneSpec]], config: WorldConfig) -> dict[str, Any]:
-    parameters = {
-        "world_version": WORLD_VERSION,
-        "config": asdict(config),
-        "splits": {name: [asdict(spec) for spec in specs] for name, specs in splits.items()},
-    }
-    return json.loads(json.dumps(parameters))  # tuples become lists, as on disk
+def unfinished_copies(root: Path | str) -> list[Path]:
+    """Folders beside `root` that its writing left unfinished, or is still at.
+
+    They are named, not removed. The number in the name is of a process, but it may be one of
+    another machine on a shared disk, or of another container: that no process here has it does not
+    show that nobody writes there.
+    """
+    root = Path(root)
+    return sorted(root.parent.glob(f"{glob.escape(_unfinished_prefix(root))}*"))
+
+
+def _unfinished_prefix(root: Path) -> str:
+    return f".{root.name}.partial-"
 
 
 def _refuse_other_content(root: Path, parameters: dict[str, Any]) -> None:
     path = root / TABLE_VERSION / _PARAMETERS
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = None
-    if found is None:
+    if not isinstance(found, dict):
         raise DatasetError(
             f"{root} exists and is no complete synthetic data set: delete it or name another folder"
         )
-    different = [key for key, value in parameters.items() if found.get(key) != value]
+    different = differences(found, parameters)
     if different:
         raise DatasetError(
-            f"{root} holds a synthetic data set with other {', '.join(different)}: "
+            f"{root} holds a synthetic data set of {'; '.join(different)}: "
             "delete it or name another folder"
         )
 
 
 @contextmanager
 def _renamed_when_complete(root: Path) -> Iterator[Path]:
-    folder = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    # Process numbers recur, in containers at once; the rest of the name is nobody else's.
+    name = f"{_unfinished_prefix(root)}{os.getpid()}-{secrets.token_hex(4)}"
+    folder = root.with_name(name)
     try:
         folder.mkdir(parents=True)
         yield folder
