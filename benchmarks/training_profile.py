@@ -23,16 +23,17 @@ from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
 from voxelquant.detection.detector import CenterPoint
+from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.evaluation.gpu_timing import measure_busy
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.pasted_objects import synthetic_object_sampler
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.read_ahead import read_ahead
-from voxelquant.recipes.train import DetectorTrainee, detection_loss
-from voxelquant.recipes.training_loop import make_step
+from voxelquant.recipes.train import DetectorTrainee
+from voxelquant.recipes.training_batch import TrainingBatch
+from voxelquant.recipes.training_loop import Outcome, launch_step
 from voxelquant.recipes.training_source import SyntheticSource, training_transforms
-from voxelquant.sparse import SparseTensor
 
 SEED = 41  # of no training, calibration or validation scene
 GENERATED_AT_ONCE = 16
@@ -45,7 +46,7 @@ class Setting:
     config: DetectorConfig
     batch_size: int
     amp: bool
-    channels_last: bool
+    graphed: bool
     class_mix: ClassMix
     pool_size: int
     turnover: int
@@ -61,10 +62,7 @@ class StepParts:
         torch.manual_seed(SEED)
         self.setting, self.world = setting, world
         model = CenterPoint(config).to(world.device)
-        if setting.channels_last:
-            for dense in (model.neck, model.bbox_head):
-                dense.to(memory_format=torch.channels_last)
-        self.trainee = DetectorTrainee(model, config, amp=setting.amp)
+        self.trainee = DetectorTrainee(model, config, amp=setting.amp, graphed=setting.graphed)
         world_config = WorldConfig(class_mix=setting.class_mix)
         pasting = synthetic_object_sampler(
             config,
@@ -83,9 +81,11 @@ class StepParts:
             world_config=world_config,
         )
         self._batches = self.source.batches(0, setting.batch_size)
-        self._ahead: Iterator[list[Frame]] | None = None
+        self._ahead: Iterator[TrainingBatch] | None = None
+        self._outcome: Outcome | None = None  # of the whole step before
         self.frames: list[Frame] = []
-        self.x: SparseTensor | None = None
+        self.predict = self.trainee.predictor(world, setting.batch_size)
+        self.batch: TrainingBatch | None = None
         self.maps: list[dict[str, Tensor]] = []
         self.loss = torch.zeros(())
         self.step = 0
@@ -94,7 +94,7 @@ class StepParts:
         """The parts by name, in order."""
         return {
             "frames": self.draw,
-            "voxels": self.read,
+            "prepare": self.read,
             "forward": self.forward,
             "loss": self.measure_loss,
             "backward": self.backward,
@@ -106,19 +106,20 @@ class StepParts:
         self.frames = next(self._batches)
 
     def read(self) -> None:
-        """Voxels of the batch."""
-        self.x = self.trainee.read(self.frames)
+        """Voxels, kernel maps and targets of the batch."""
+        self.batch = self.trainee.prepare(self.frames)
 
     def forward(self) -> None:
         """Raw maps."""
-        assert self.x is not None
+        assert self.batch is not None
         self.trainee.set_mode()
         self.trainee.optimizer.zero_grad(set_to_none=True)
-        self.maps = self.trainee.predict(self.trainee.model, self.x)
+        self.maps = self.trainee.predict(self.predict, self.batch.x)
 
     def measure_loss(self) -> None:
-        """Targets and losses."""
-        self.loss = detection_loss(self.maps, self.frames, self.trainee.spec).total
+        """Losses."""
+        assert self.batch is not None
+        self.loss = centerpoint_loss(self.maps, self.batch.targets, self.trainee.spec).total
 
     def backward(self) -> None:
         """Gradients."""
@@ -133,9 +134,13 @@ class StepParts:
     def whole(self) -> None:
         """A step as the training loop makes it."""
         if self._ahead is None:
-            self._ahead = read_ahead(self._batches, self.world.device)
-        frames = next(self._ahead)
-        make_step(self.trainee, self.trainee.model, frames, self.step, self.world)
+            prepared = map(self.trainee.prepare, self._batches)
+            self._ahead = read_ahead(prepared, self.world.device)
+        batch = next(self._ahead)
+        outcome = launch_step(self.trainee, self.predict, batch, self.step, self.world)
+        if self._outcome is not None:
+            self._outcome.require_finite()
+        self._outcome = outcome
         self.step += 1
 
 
@@ -147,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turnover", type=int, default=2, help="frames generated for each step")
     parser.add_argument("--class-mix", choices=get_args(ClassMix), default="nuscenes")
     parser.add_argument("--no-amp", action="store_true", help="train in fp32")
-    parser.add_argument("--channels-last", action="store_true", help="neck and head in NHWC")
+    parser.add_argument("--no-graph", action="store_true", help="launch neck and head one by one")
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--device", default="auto")
@@ -158,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config=load_config(arguments.config),
         batch_size=arguments.batch_size,
         amp=not arguments.no_amp,
-        channels_last=arguments.channels_last,
+        graphed=not arguments.no_graph,
         class_mix=arguments.class_mix,
         pool_size=arguments.pool_size,
         turnover=arguments.turnover,
@@ -196,7 +201,7 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    shown = ("batch_size", "amp", "channels_last", "class_mix", "pool_size", "turnover")
+    shown = ("batch_size", "amp", "graphed", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
 
