@@ -5,7 +5,7 @@
 Parts of a step are timed one by one, in order, the device idle before and after each; then whole
 steps as `voxelquant train` makes them: on a GPU with the next frames made ahead, in a thread of
 their own. `busy` is the time of such a step during which the GPU computes (torch's profiler).
-Frames are generated apart from that, in launches of 16 as the training source makes them.
+Frames are generated apart from that, 64 at once as the training source makes them.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from voxelquant.recipes.training_loop import Outcome, launch_step
 from voxelquant.recipes.training_source import SyntheticSource, training_transforms
 
 SEED = 41  # of no training, calibration or validation scene
-GENERATED_AT_ONCE = 16
+GENERATED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from voxelquant.data.sampling import EpochSampler, Shard
 from voxelquant.data.synthetic import WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig
 
-_FRAMES_AT_ONCE = 16
+_FRAMES_AT_ONCE = (16, 64)  # least and most
 _SEEDS_OF_A_RANK = 500_000_003  # torch's CPU generator takes 32 bits of a seed
 
 
@@ -94,6 +94,7 @@ class SyntheticSource:
         self.world_config = world_config or WorldConfig()
         self.shard = shard or Shard()
         self.pool_size = pool_size
+        self._at_once = frames_at_once(pool_size)
         self.turnover = turnover
         self.device = torch.device(device)
         self.transforms = tuple(transforms)
@@ -135,15 +136,15 @@ class SyntheticSource:
     def _fill(self, step: int) -> None:
         """Bring the pool to the frames that it holds at this step."""
         # In whole launches: a frame made alone costs several times one made among many.
-        replaced = step * self.turnover // _FRAMES_AT_ONCE * _FRAMES_AT_ONCE
+        replaced = step * self.turnover // self._at_once * self._at_once
         if replaced == self._replaced:
             return
         self._replaced = replaced
         # The pool holds frames `replaced ... replaced + P - 1`, frame f in slot f mod P.
         window = range(replaced, replaced + self.pool_size)
         missing = [f for f in window if self._frame_ids.get(f % self.pool_size) != f]
-        for begin in range(0, len(missing), _FRAMES_AT_ONCE):
-            ids = missing[begin : begin + _FRAMES_AT_ONCE]
+        for begin in range(0, len(missing), self._at_once):
+            ids = missing[begin : begin + self._at_once]
             # Scenes are dealt out to the ranks in turn.
             scenes = [f * self.shard.world_size + self.shard.rank for f in ids]
             frames = generate_frames(
@@ -154,6 +155,16 @@ class SyntheticSource:
                 if self.device.type == "cuda":
                     frame = boxes_to_host(frame)
                 self._frames[frame_id % self.pool_size] = keep_seen_boxes(frame)
+
+
+def frames_at_once(pool_size: int) -> int:
+    """Frames of a pool that are generated together: a quarter of it, between 16 and 64.
+
+    A GPU takes hardly longer for 64 than for 16. It is the same number on a CPU: what the pool
+    holds at a step follows from it.
+    """
+    least, most = _FRAMES_AT_ONCE
+    return min(most, max(least, pool_size // 4))
 
 
 def boxes_to_host(frame: Frame) -> Frame:
