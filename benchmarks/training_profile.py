@@ -4,7 +4,8 @@
 
 Parts of a step are timed one by one, in order, the device idle before and after each; then whole
 steps as `voxelquant train` makes them: on a GPU with the next frames made ahead, in a thread of
-their own. `busy` is the time of such a step during which the GPU computes (torch's profiler).
+their own. `busy` is the time of such a step during which the GPU computes, `launches` what it does then, and
+`calls` what the host has to launch for it, a graph being one call (torch's profiler).
 Frames are generated apart from that, 64 at once as the training source makes them.
 """
 
@@ -13,15 +14,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.detection.dense_graph import DenseGraph
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.evaluation.gpu_timing import measure_busy
@@ -32,11 +36,13 @@ from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.read_ahead import read_ahead
 from voxelquant.recipes.train import DetectorTrainee
 from voxelquant.recipes.training_batch import TrainingBatch
-from voxelquant.recipes.training_loop import Outcome, launch_step
+from voxelquant.recipes.training_loop import Outcome, Predict, launch_step
 from voxelquant.recipes.training_source import SyntheticSource, training_transforms
 
 SEED = 41  # of no training, calibration or validation scene
 GENERATED_AT_ONCE = 64
+# Calls of the CUDA runtime and driver that give a GPU something to do.
+_LAUNCHING = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Setting:
     batch_size: int
     amp: bool
     graphed: bool
+    joined: bool
     class_mix: ClassMix
     pool_size: int
     turnover: int
@@ -84,11 +91,23 @@ class StepParts:
         self._ahead: Iterator[TrainingBatch] | None = None
         self._outcome: Outcome | None = None  # of the whole step before
         self.frames: list[Frame] = []
-        self.predict = self.trainee.predictor(world, setting.batch_size)
+        self.predict = self._predictor()
         self.batch: TrainingBatch | None = None
         self.maps: list[dict[str, Tensor]] = []
         self.loss = torch.zeros(())
         self.step = 0
+
+    def _predictor(self) -> Predict:
+        if self.setting.joined or not self.setting.graphed:
+            return self.trainee.predictor(self.world, self.setting.batch_size)
+        self.trainee.set_mode()
+        dense = DenseGraph(
+            self.trainee.detector,
+            self.setting.batch_size,
+            amp=self.setting.amp,
+            join_branches=False,
+        )
+        return partial(self.trainee.detector, dense=dense)
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The parts by name, in order."""
@@ -153,6 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--class-mix", choices=get_args(ClassMix), default="nuscenes")
     parser.add_argument("--no-amp", action="store_true", help="train in fp32")
     parser.add_argument("--no-graph", action="store_true", help="launch neck and head one by one")
+    parser.add_argument(
+        "--branches-apart",
+        action="store_true",
+        help="in the graph, branches of the head one by one",
+    )
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--device", default="auto")
@@ -164,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size=arguments.batch_size,
         amp=not arguments.no_amp,
         graphed=not arguments.no_graph,
+        joined=not arguments.branches_apart,
         class_mix=arguments.class_mix,
         pool_size=arguments.pool_size,
         turnover=arguments.turnover,
@@ -197,12 +222,22 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
         "frames_per_s": 1e3 * setting.batch_size / wall,
     }
     if on_gpu:
+        measured["calls_by_part"] = {n: count_calls(part) for n, part in parts.parts().items()}
+        measured["calls_of_a_step"] = count_calls(parts.whole)
         busy = measure_busy(parts.whole, repeats=min(20, setting.repeats))
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    shown = ("batch_size", "amp", "graphed", "class_mix", "pool_size", "turnover")
+    shown = ("batch_size", "amp", "graphed", "joined", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
+
+
+def count_calls(part: Callable[[], object]) -> int:
+    """Kernels, graphs, copies and memsets that the host launches: a graph is one call."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        part()
+        torch.cuda.synchronize()
+    return sum(event.name.startswith(_LAUNCHING) for event in profiler.events() or ())
 
 
 def generation(setting: Setting, world: World) -> Callable[[], object]:

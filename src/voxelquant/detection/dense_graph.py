@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.head import CenterHead, TaskHead
+from voxelquant.detection.joined_branches import can_join, join_maps
 from voxelquant.detection.neck import RPN
 
 Maps = list[dict[str, Tensor]]
@@ -33,11 +34,14 @@ class DenseGraph:
         model: in the mode in which it trains; its parameters and running statistics stay.
         batch_size: clouds in a batch.
         amp: record bfloat16 autocast.
+        join_branches: compute the branches of a task as one, where they are alike.
     """
 
-    def __init__(self, model: CenterPoint, batch_size: int, *, amp: bool) -> None:
+    def __init__(
+        self, model: CenterPoint, batch_size: int, *, amp: bool, join_branches: bool = True
+    ) -> None:
         self.model = model
-        self._joined = _JoinedMaps(model)
+        self._joined = JoinedMaps(model, join_branches=join_branches)
         # Casts of weights that a cache kept would be missing from the graph.
         autocast = torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp, cache_enabled=False)
         with autocast:
@@ -64,28 +68,42 @@ def can_be_graphed(model: CenterPoint) -> bool:
     ) and all(parameter.is_cuda for parameter in model.parameters())
 
 
-class _JoinedMaps(nn.Module):
+class JoinedMaps(nn.Module):
     """Neck and head with all maps in one tensor: one to hand over, and one gradient to take back.
 
     A module beside the detector, so that what is recorded changes nothing in it.
+
+    Args:
+        model: in the mode in which it trains.
+        join_branches: compute the branches of a task as one, where they are alike.
     """
 
-    def __init__(self, model: CenterPoint) -> None:
+    def __init__(self, model: CenterPoint, *, join_branches: bool = True) -> None:
         super().__init__()
         self.neck, self.bbox_head = model.neck, model.bbox_head
-        self._channels: list[dict[str, int]] = []  # of each map by task
+        self._joins = join_branches and can_join(model.bbox_head)
+        self._channels = [_channels_of(task) for task in model.bbox_head.tasks]
 
     def forward(self, bev: Tensor) -> Tensor:
         """`[b, c, h, w]` → `[b, channels of all maps, h, w]`."""
-        tasks: Maps = self.bbox_head(self.neck(bev))
-        self._channels = [{name: maps.shape[1] for name, maps in task.items()} for task in tasks]
-        return torch.cat([maps for task in tasks for maps in task.values()], dim=1)
+        shared = self.bbox_head.shared_conv(self.neck(bev))
+        maps: list[Tensor] = []
+        for task in self.bbox_head.tasks:
+            assert isinstance(task, TaskHead)
+            maps += [join_maps(task, shared)] if self._joins else task(shared).values()
+        return torch.cat(maps, dim=1)
 
     def part(self, joined: Tensor) -> Maps:
         """The maps of each task, views of what `forward` returns."""
         sizes = [size for task in self._channels for size in task.values()]
         parts = iter(joined.split(sizes, dim=1))
         return [{name: next(parts) for name in task} for task in self._channels]
+
+
+def _channels_of(task: nn.Module) -> dict[str, int]:
+    """Channels of each map."""
+    lasts = {name: branch[-1] for name, branch in task.named_children()}  # type: ignore[index]
+    return {name: cast(nn.Conv2d, last).out_channels for name, last in lasts.items()}
 
 
 def _example_map(model: CenterPoint, batch_size: int) -> Tensor:
