@@ -2,11 +2,11 @@
 
     python benchmarks/training_profile.py --config centerpoint_voxel0075 --out profile.json
 
-Parts of a step are timed one by one, in order, the device idle before and after each; then whole
-steps as `voxelquant train` makes them: on a GPU with the next frames made ahead, in a thread of
-their own. `busy` is the time of such a step during which the GPU computes, `launches` what it does then, and
-`calls` what the host has to launch for it, a graph being one call (torch's profiler).
-Frames are generated apart from that, 64 at once as the training source makes them.
+Parts of a step are timed one by one, in order, the device idle before and after each; then a run of
+whole steps as `voxelquant train` makes them: on a GPU with the next batches made ahead, in a thread
+of their own. `busy` is the time of such a step during which the GPU computes, `launches` what it
+does then, and `calls` what the host has to launch for it, a graph being one call (torch's
+profiler). Frames are generated apart from that, 64 at once as the training source makes them.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from voxelquant.recipes.training_source import SyntheticSource, training_transfo
 
 SEED = 41  # of no training, calibration or validation scene
 GENERATED_AT_ONCE = 64
+PROFILED_STEPS = 32  # with two new frames a step, frames are generated once
 # Calls of the CUDA runtime and driver that give a GPU something to do.
 _LAUNCHING = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
 
@@ -213,7 +214,7 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     on_gpu = torch.device(world.device).type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    wall = time_each({"step": parts.whole}, setting, world)["step"]
+    wall = time_run(parts.whole, setting, world)
     measured: dict[str, Any] = {
         "generate_ms_a_frame": generated / GENERATED_AT_ONCE,
         "parts_ms": by_part,
@@ -223,8 +224,8 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     }
     if on_gpu:
         measured["calls_by_part"] = {n: count_calls(part) for n, part in parts.parts().items()}
-        measured["calls_of_a_step"] = count_calls(parts.whole)
-        busy = measure_busy(parts.whole, repeats=min(20, setting.repeats))
+        measured["calls_of_a_step"] = count_calls(parts.whole, repeats=PROFILED_STEPS)
+        busy = measure_busy(parts.whole, repeats=PROFILED_STEPS)
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
@@ -232,12 +233,14 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
 
-def count_calls(part: Callable[[], object]) -> int:
+def count_calls(part: Callable[[], object], repeats: int = 1) -> float:
     """Kernels, graphs, copies and memsets that the host launches: a graph is one call."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        part()
+        for _ in range(repeats):
+            part()
         torch.cuda.synchronize()
-    return sum(event.name.startswith(_LAUNCHING) for event in profiler.events() or ())
+    launched = [event for event in profiler.events() or () if event.name.startswith(_LAUNCHING)]
+    return len(launched) / repeats
 
 
 def generation(setting: Setting, world: World) -> Callable[[], object]:
@@ -252,25 +255,38 @@ def generation(setting: Setting, world: World) -> Callable[[], object]:
     return generate
 
 
+def time_run(step: Callable[[], object], setting: Setting, world: World) -> float:
+    """Mean of a step in ms, of a run in which nothing waits between them."""
+    for _ in range(setting.warmup):
+        step()
+    wait_for(world)
+    started = time.perf_counter()
+    for _ in range(setting.repeats):
+        step()
+    wait_for(world)
+    return 1e3 * (time.perf_counter() - started) / setting.repeats
+
+
 def time_each(
     parts: dict[str, Callable[[], object]], setting: Setting, world: World
 ) -> dict[str, float]:
     """Median of each part in ms, all of them in turn."""
-
-    def wait() -> None:
-        if torch.device(world.device).type == "cuda":
-            torch.cuda.synchronize()
-
     times: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(setting.warmup + setting.repeats):
         for name, part in parts.items():
-            wait()
+            wait_for(world)
             started = time.perf_counter()
             part()
-            wait()
+            wait_for(world)
             if number >= setting.warmup:
                 times[name].append(1e3 * (time.perf_counter() - started))
     return {name: statistics.median(of_part) for name, of_part in times.items()}
+
+
+def wait_for(world: World) -> None:
+    """Until the device is idle."""
+    if torch.device(world.device).type == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 All branches read the same map with kernels of one size. Their first convolutions are one whose
 output channels stand side by side, and their batch norms one; their last convolutions are one whose
 weight is block diagonal, so that each output reads the channels of its own branch alone. Tensor
-cores have more to do in two convolutions of hundreds of channels than in a dozen, half of which have
-one to three output channels. Parameters, running statistics and state dict are those of the
+cores have more to do in two convolutions of hundreds of channels than in a dozen, half of which
+have one to three output channels. Parameters, running statistics and state dict are those of the
 branches.
 """
 
