@@ -12,8 +12,8 @@ profiler). Frames are generated apart from that, 64 at once as the training sour
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -89,7 +89,7 @@ class StepParts:
             world_config=world_config,
         )
         self._batches = self.source.batches(0, setting.batch_size)
-        self._ahead: Iterator[TrainingBatch] | None = None
+        self._ahead: Generator[TrainingBatch, None, None] | None = None
         self._outcome: Outcome | None = None  # of the whole step before
         self.frames: list[Frame] = []
         self.predict = self._predictor()
@@ -163,6 +163,11 @@ class StepParts:
         self._outcome = outcome
         self.step += 1
 
+    def stop(self) -> None:
+        """End the thread that makes batches ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -208,27 +213,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     """Times in ms: of generation, of the parts of a step, of whole steps."""
-    generated = time_each({"generate": generation(setting, world)}, setting, world)["generate"]
+    generated = time_generation(setting, world)
     parts = StepParts(setting, world)
     by_part = time_each(parts.parts(), setting, world)
-    on_gpu = torch.device(world.device).type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    wall = time_run(parts.whole, setting, world)
     measured: dict[str, Any] = {
         "generate_ms_a_frame": generated / GENERATED_AT_ONCE,
         "parts_ms": by_part,
         "sum_of_parts_ms": sum(by_part.values()),
-        "step_ms": wall,
-        "frames_per_s": 1e3 * setting.batch_size / wall,
     }
+    on_gpu = torch.device(world.device).type == "cuda"
     if on_gpu:
+        # Before whole steps, of which the batches are another thread's.
         measured["calls_by_part"] = {n: count_calls(part) for n, part in parts.parts().items()}
+        torch.cuda.reset_peak_memory_stats()
+    wall = time_run(parts.whole, setting, world)
+    measured |= {"step_ms": wall, "frames_per_s": 1e3 * setting.batch_size / wall}
+    if on_gpu:
+        measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         measured["calls_of_a_step"] = count_calls(parts.whole, repeats=PROFILED_STEPS)
         busy = measure_busy(parts.whole, repeats=PROFILED_STEPS)
-        measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
+    parts.stop()
     shown = ("batch_size", "amp", "graphed", "joined", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
@@ -241,6 +247,12 @@ def count_calls(part: Callable[[], object], repeats: int = 1) -> float:
         torch.cuda.synchronize()
     launched = [event for event in profiler.events() or () if event.name.startswith(_LAUNCHING)]
     return len(launched) / repeats
+
+
+def time_generation(setting: Setting, world: World) -> float:
+    """Median of a call in ms."""
+    few = replace(setting, warmup=min(3, setting.warmup), repeats=min(20, setting.repeats))
+    return time_each({"generate": generation(setting, world)}, few, world)["generate"]
 
 
 def generation(setting: Setting, world: World) -> Callable[[], object]:
