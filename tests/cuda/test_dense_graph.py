@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_the_modules(config: DetectorConfig, a
     dense = DenseGraph(graphed, BATCH, amp=amp)
     for name, value in graphed.state_dict().items():
         assert torch.equal(value, names[name]), f"{name} changed while it was recorded"
-    shape, dtype = dense._shape, dense._dtype
+    shape, dtype = dense._recorded.bev.shape, dense._recorded.bev.dtype
     assert dtype == (torch.bfloat16 if amp else torch.float32)
     for number in range(4):
         generator = torch.Generator("cuda").manual_seed(number)
@@ -94,7 +94,7 @@ def test_values_and_gradients_are_those_of_the_modules(config: DetectorConfig, a
 def test_other_shapes_and_evaluation_run_the_modules(config: DetectorConfig) -> None:
     graphed, plain = two_detectors(config)
     dense = DenseGraph(graphed, BATCH, amp=False)
-    bev = torch.randn(dense._shape, device="cuda")
+    bev = torch.randn(dense._recorded.bev.shape, device="cuda")
 
     def same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> None:
         for own, wanted in zip(a, b, strict=True):

@@ -4,12 +4,13 @@ Their few thousand small launches take a host longer than the computation takes 
 those of the batch alone, so all of it is recorded once and launched as a whole ever after.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.head import CenterHead, TaskHead
@@ -17,6 +18,7 @@ from voxelquant.detection.joined_branches import can_join, join_maps
 from voxelquant.detection.neck import RPN
 
 Maps = list[dict[str, Tensor]]
+_WARM_UP_CALLS = 3
 # What a graph may hold: modules whose work depends on shapes and parameters, and on no value.
 _RECORDED: set[type[nn.Module]] = {RPN, CenterHead, TaskHead, nn.Sequential, nn.ModuleList}
 _RECORDED |= {nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.ZeroPad2d}
@@ -29,6 +31,9 @@ class DenseGraph:
     where no gradient is wanted, it runs the modules. Values, gradients and running statistics are
     those of the modules. Parameters must stay the same tensors; a gradient is to be taken and set
     to None before the next call, since all calls write it into the same memory.
+
+    Nothing else may use the device while this records: another thread's call would be recorded too,
+    or break it.
 
     Args:
         model: in the mode in which it trains; its parameters and running statistics stay.
@@ -43,20 +48,80 @@ class DenseGraph:
         self.model = model
         self._joined = JoinedMaps(model, join_branches=join_branches)
         # Casts of weights that a cache kept would be missing from the graph.
-        autocast = torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp, cache_enabled=False)
-        with autocast:
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp, cache_enabled=False):
             example = _example_map(model, batch_size)
-            self._shape, self._dtype = example.shape, example.dtype
             with _kept_buffers(self._joined):
-                graphed = torch.cuda.make_graphed_callables(self._joined, (example,))
-        self._replay = cast("Callable[[Tensor], Tensor]", graphed)
+                self._recorded = _Recorded(self._joined, example)
 
     def __call__(self, bev: Tensor) -> Maps:
         """`[b, c, h, w]` → per task the raw maps, as the head returns them."""
-        fits = bev.shape == self._shape and bev.dtype == self._dtype and bev.requires_grad
-        if not (fits and self.model.training and torch.is_grad_enabled()):
+        recorded = self._recorded
+        fits = bev.shape == recorded.bev.shape and bev.dtype == recorded.bev.dtype
+        wants_gradient = bev.requires_grad and torch.is_grad_enabled()
+        if not (fits and wants_gradient and self.model.training):
             return self.model.dense(bev)
-        return self._joined.part(self._replay(bev))
+        joined: Tensor = _Replay.apply(recorded, bev, *recorded.parameters)
+        return self._joined.part(joined)
+
+
+class _Recorded:
+    """Forward and backward of a module in two graphs, with the memory that they read and write.
+
+    What `torch.cuda.make_graphed_callables` does, which keeps the autograd graph of the recording
+    besides, and with it the stream on which it would then accumulate gradients.
+
+    Attributes:
+        bev: what the forward graph reads.
+        parameters: of the module, those that train.
+        maps: what the forward graph writes.
+        grad_maps: what the backward graph reads.
+        grads: what it writes: of `bev`, then of the parameters, in their order of memory.
+    """
+
+    def __init__(self, module: nn.Module, bev: Tensor) -> None:
+        self.parameters = tuple(p for p in module.parameters() if p.requires_grad)
+        leaves = (bev, *self.parameters)
+        self._warm_up(module, leaves)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward):
+            maps = module(bev)
+        self.grad_maps = torch.zeros_like(maps)
+        with torch.cuda.graph(self.backward, pool=self.forward.pool()):
+            grads = torch.autograd.grad(maps, leaves, self.grad_maps)
+            self.grads = tuple(map(_in_order_of, grads, leaves))
+        self.maps, self.bev = maps.detach(), bev.detach()
+
+    def _warm_up(self, module: nn.Module, leaves: tuple[Tensor, ...]) -> None:
+        """Libraries choose algorithms and take workspaces at first calls; graphs hold neither."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_CALLS):
+                maps = module(leaves[0])
+                torch.autograd.grad(maps, leaves, torch.zeros_like(maps))
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+def _in_order_of(grad: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient as `leaf.grad` takes it without a copy."""
+    return grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recorded: _Recorded, bev: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.recorded = recorded
+        recorded.bev.copy_(bev)
+        recorded.forward.replay()
+        return recorded.maps.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        recorded: _Recorded = ctx.recorded
+        recorded.grad_maps.copy_(grad_outputs[0])
+        recorded.backward.replay()
+        return None, *[grad.detach() for grad in recorded.grads]
 
 
 def can_be_graphed(model: CenterPoint) -> bool:

@@ -150,11 +150,11 @@ def run_steps(
     cycle = OneCycle(
         run.total_steps, schedule.lr_max, schedule.moms, schedule.div_factor, schedule.pct_start
     )
-    predict = trainee.predictor(world, run.batch_size)
-    started = window_start = time.perf_counter()
     step = logged = first_step
     if step >= run.total_steps:
         return step
+    predict = trainee.predictor(world, run.batch_size)
+    started = window_start = time.perf_counter()
     prepared = map(trainee.prepare, source.batches(step, run.batch_size))
     with closing(read_ahead(prepared, world.device)) as batches:
         unseen: Outcome | None = None  # of the step before, which the GPU may still be at
