@@ -2,40 +2,48 @@
 
     python benchmarks/training_profile.py --config centerpoint_voxel0075 --out profile.json
 
-Parts of a step are timed one by one, in order, the device idle before and after each; then whole
-steps as `voxelquant train` makes them: on a GPU with the next frames made ahead, in a thread of
-their own. `busy` is the time of such a step during which the GPU computes (torch's profiler).
-Frames are generated apart from that, in launches of 16 as the training source makes them.
+Parts of a step are timed one by one, in order, the device idle before and after each; then a run of
+whole steps as `voxelquant train` makes them: on a GPU with the next batches made ahead, in a thread
+of their own. `busy` is the time of such a step during which the GPU computes, `launches` what it
+does then, and `calls` what the host has to launch for it, a graph being one call (torch's
+profiler). Frames are generated apart from that, 64 at once as the training source makes them.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
+from voxelquant.detection.dense_graph import DenseGraph
 from voxelquant.detection.detector import CenterPoint
+from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.evaluation.gpu_timing import measure_busy
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.distributed import World, join_world
 from voxelquant.recipes.pasted_objects import synthetic_object_sampler
 from voxelquant.recipes.progress import StageReporter
 from voxelquant.recipes.read_ahead import read_ahead
-from voxelquant.recipes.train import DetectorTrainee, detection_loss
-from voxelquant.recipes.training_loop import make_step
+from voxelquant.recipes.train import DetectorTrainee
+from voxelquant.recipes.training_batch import TrainingBatch
+from voxelquant.recipes.training_loop import Outcome, Predict, launch_step
 from voxelquant.recipes.training_source import SyntheticSource, training_transforms
-from voxelquant.sparse import SparseTensor
 
 SEED = 41  # of no training, calibration or validation scene
-GENERATED_AT_ONCE = 16
+GENERATED_AT_ONCE = 64
+PROFILED_STEPS = 32  # with two new frames a step, frames are generated once
+# Calls of the CUDA runtime and driver that give a GPU something to do.
+_LAUNCHING = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Setting:
     config: DetectorConfig
     batch_size: int
     amp: bool
-    channels_last: bool
+    graphed: bool
+    joined: bool
     class_mix: ClassMix
     pool_size: int
     turnover: int
@@ -61,10 +70,7 @@ class StepParts:
         torch.manual_seed(SEED)
         self.setting, self.world = setting, world
         model = CenterPoint(config).to(world.device)
-        if setting.channels_last:
-            for dense in (model.neck, model.bbox_head):
-                dense.to(memory_format=torch.channels_last)
-        self.trainee = DetectorTrainee(model, config, amp=setting.amp)
+        self.trainee = DetectorTrainee(model, config, amp=setting.amp, graphed=setting.graphed)
         world_config = WorldConfig(class_mix=setting.class_mix)
         pasting = synthetic_object_sampler(
             config,
@@ -83,18 +89,32 @@ class StepParts:
             world_config=world_config,
         )
         self._batches = self.source.batches(0, setting.batch_size)
-        self._ahead: Iterator[list[Frame]] | None = None
+        self._ahead: Generator[TrainingBatch, None, None] | None = None
+        self._outcome: Outcome | None = None  # of the whole step before
         self.frames: list[Frame] = []
-        self.x: SparseTensor | None = None
+        self.predict = self._predictor()
+        self.batch: TrainingBatch | None = None
         self.maps: list[dict[str, Tensor]] = []
         self.loss = torch.zeros(())
         self.step = 0
+
+    def _predictor(self) -> Predict:
+        if self.setting.joined or not self.setting.graphed:
+            return self.trainee.predictor(self.world, self.setting.batch_size)
+        self.trainee.set_mode()
+        dense = DenseGraph(
+            self.trainee.detector,
+            self.setting.batch_size,
+            amp=self.setting.amp,
+            join_branches=False,
+        )
+        return partial(self.trainee.detector, dense=dense)
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The parts by name, in order."""
         return {
             "frames": self.draw,
-            "voxels": self.read,
+            "prepare": self.read,
             "forward": self.forward,
             "loss": self.measure_loss,
             "backward": self.backward,
@@ -106,19 +126,20 @@ class StepParts:
         self.frames = next(self._batches)
 
     def read(self) -> None:
-        """Voxels of the batch."""
-        self.x = self.trainee.read(self.frames)
+        """Voxels, kernel maps and targets of the batch."""
+        self.batch = self.trainee.prepare(self.frames)
 
     def forward(self) -> None:
         """Raw maps."""
-        assert self.x is not None
+        assert self.batch is not None
         self.trainee.set_mode()
         self.trainee.optimizer.zero_grad(set_to_none=True)
-        self.maps = self.trainee.predict(self.trainee.model, self.x)
+        self.maps = self.trainee.predict(self.predict, self.batch.x)
 
     def measure_loss(self) -> None:
-        """Targets and losses."""
-        self.loss = detection_loss(self.maps, self.frames, self.trainee.spec).total
+        """Losses."""
+        assert self.batch is not None
+        self.loss = centerpoint_loss(self.maps, self.batch.targets, self.trainee.spec).total
 
     def backward(self) -> None:
         """Gradients."""
@@ -133,10 +154,19 @@ class StepParts:
     def whole(self) -> None:
         """A step as the training loop makes it."""
         if self._ahead is None:
-            self._ahead = read_ahead(self._batches, self.world.device)
-        frames = next(self._ahead)
-        make_step(self.trainee, self.trainee.model, frames, self.step, self.world)
+            prepared = map(self.trainee.prepare, self._batches)
+            self._ahead = read_ahead(prepared, self.world.device)
+        batch = next(self._ahead)
+        outcome = launch_step(self.trainee, self.predict, batch, self.step, self.world)
+        if self._outcome is not None:
+            self._outcome.require_finite()
+        self._outcome = outcome
         self.step += 1
+
+    def stop(self) -> None:
+        """End the thread that makes batches ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,7 +177,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--turnover", type=int, default=2, help="frames generated for each step")
     parser.add_argument("--class-mix", choices=get_args(ClassMix), default="nuscenes")
     parser.add_argument("--no-amp", action="store_true", help="train in fp32")
-    parser.add_argument("--channels-last", action="store_true", help="neck and head in NHWC")
+    parser.add_argument("--no-graph", action="store_true", help="launch neck and head one by one")
+    parser.add_argument(
+        "--branches-apart",
+        action="store_true",
+        help="in the graph, branches of the head one by one",
+    )
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--device", default="auto")
@@ -158,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config=load_config(arguments.config),
         batch_size=arguments.batch_size,
         amp=not arguments.no_amp,
-        channels_last=arguments.channels_last,
+        graphed=not arguments.no_graph,
+        joined=not arguments.branches_apart,
         class_mix=arguments.class_mix,
         pool_size=arguments.pool_size,
         turnover=arguments.turnover,
@@ -177,27 +213,46 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     """Times in ms: of generation, of the parts of a step, of whole steps."""
-    generated = time_each({"generate": generation(setting, world)}, setting, world)["generate"]
+    generated = time_generation(setting, world)
     parts = StepParts(setting, world)
     by_part = time_each(parts.parts(), setting, world)
-    on_gpu = torch.device(world.device).type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    wall = time_each({"step": parts.whole}, setting, world)["step"]
     measured: dict[str, Any] = {
         "generate_ms_a_frame": generated / GENERATED_AT_ONCE,
         "parts_ms": by_part,
         "sum_of_parts_ms": sum(by_part.values()),
-        "step_ms": wall,
-        "frames_per_s": 1e3 * setting.batch_size / wall,
     }
+    on_gpu = torch.device(world.device).type == "cuda"
     if on_gpu:
-        busy = measure_busy(parts.whole, repeats=min(20, setting.repeats))
+        # Before whole steps, of which the batches are another thread's.
+        measured["calls_by_part"] = {n: count_calls(part) for n, part in parts.parts().items()}
+        torch.cuda.reset_peak_memory_stats()
+    wall = time_run(parts.whole, setting, world)
+    measured |= {"step_ms": wall, "frames_per_s": 1e3 * setting.batch_size / wall}
+    if on_gpu:
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        measured["calls_of_a_step"] = count_calls(parts.whole, repeats=PROFILED_STEPS)
+        busy = measure_busy(parts.whole, repeats=PROFILED_STEPS)
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    shown = ("batch_size", "amp", "channels_last", "class_mix", "pool_size", "turnover")
+    parts.stop()
+    shown = ("batch_size", "amp", "graphed", "joined", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
+
+
+def count_calls(part: Callable[[], object], repeats: int = 1) -> float:
+    """Kernels, graphs, copies and memsets that the host launches: a graph is one call."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            part()
+        torch.cuda.synchronize()
+    launched = [event for event in profiler.events() or () if event.name.startswith(_LAUNCHING)]
+    return len(launched) / repeats
+
+
+def time_generation(setting: Setting, world: World) -> float:
+    """Median of a call in ms."""
+    few = replace(setting, warmup=min(3, setting.warmup), repeats=min(20, setting.repeats))
+    return time_each({"generate": generation(setting, world)}, few, world)["generate"]
 
 
 def generation(setting: Setting, world: World) -> Callable[[], object]:
@@ -212,25 +267,38 @@ def generation(setting: Setting, world: World) -> Callable[[], object]:
     return generate
 
 
+def time_run(step: Callable[[], object], setting: Setting, world: World) -> float:
+    """Mean of a step in ms, of a run in which nothing waits between them."""
+    for _ in range(setting.warmup):
+        step()
+    wait_for(world)
+    started = time.perf_counter()
+    for _ in range(setting.repeats):
+        step()
+    wait_for(world)
+    return 1e3 * (time.perf_counter() - started) / setting.repeats
+
+
 def time_each(
     parts: dict[str, Callable[[], object]], setting: Setting, world: World
 ) -> dict[str, float]:
     """Median of each part in ms, all of them in turn."""
-
-    def wait() -> None:
-        if torch.device(world.device).type == "cuda":
-            torch.cuda.synchronize()
-
     times: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(setting.warmup + setting.repeats):
         for name, part in parts.items():
-            wait()
+            wait_for(world)
             started = time.perf_counter()
             part()
-            wait()
+            wait_for(world)
             if number >= setting.warmup:
                 times[name].append(1e3 * (time.perf_counter() - started))
     return {name: statistics.median(of_part) for name, of_part in times.items()}
+
+
+def wait_for(world: World) -> None:
+    """Until the device is idle."""
+    if torch.device(world.device).type == "cuda":
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

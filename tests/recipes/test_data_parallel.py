@@ -120,7 +120,7 @@ def gradients_alone(runs: Runs, frames: list[Frame]) -> dict[str, Tensor]:
     policy = RangeTraining(activation_ranges="ema", weight_ranges="learned")
     trainee = QatTrainee(model, config, RangeTrainer(model, policy, 3))
     trainee.set_mode()
-    trainee.loss(model, frames).backward()
+    trainee.loss(model, trainee.prepare(frames)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -76,6 +76,19 @@ def test_frames_to_calibrate_on_are_those_of_the_first_step(made: list[int]) -> 
     assert pool.first_frames() == list(range(40))
 
 
+@pytest.mark.parametrize(("pool_size", "at_once"), [(8, 16), (100, 25), (1024, 64)])
+def test_a_large_pool_is_renewed_in_large_parts(
+    made: list[int], pool_size: int, at_once: int
+) -> None:
+    pool = SyntheticSource(seed=5, pool_size=pool_size, turnover=1, device="cpu")
+    pool.draw(0, 1)
+    first = len(made)
+    pool.draw(at_once - 1, 1)
+    assert len(made) == first
+    pool.draw(at_once, 1)
+    assert len(made) == first + min(at_once, pool_size)
+
+
 def test_without_turnover_the_pool_stays(made: list[int]) -> None:
     pool = source(turnover=0)
     for step in range(10):

@@ -15,6 +15,7 @@ from voxelquant import cli
 from voxelquant.data.frame import Frame
 from voxelquant.recipes import qat
 from voxelquant.recipes.qat_trainee import QatTrainee
+from voxelquant.recipes.training_batch import TrainingBatch
 from voxelquant.recipes.training_loop import Predict
 
 
@@ -29,9 +30,9 @@ class Watched(QatTrainee):
         self.first_gradients: dict[str, Tensor] = {}
         Watched.last = self
 
-    def loss(self, predict: Predict, frames: list[Frame]) -> Tensor:
-        self.first_frames = self.first_frames or frames
-        return super().loss(predict, frames)
+    def loss(self, predict: Predict, batch: TrainingBatch) -> Tensor:
+        self.first_frames = self.first_frames or batch.frames
+        return super().loss(predict, batch)
 
     def before_update(self, step: int) -> None:
         if not self.first_gradients:

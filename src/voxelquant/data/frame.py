@@ -12,7 +12,8 @@ class Frame:
 
     The LiDAR frame is nuScenes' LIDAR_TOP: x right, y forward, z up. Points stand in a fixed order:
     the key frame first, then its sweeps by age. Boxes are det3d vectors
-    `x_m, y_m, z_m, w_m, l_m, h_m, vx_mps, vy_mps, yaw_det3d_rad` with z at the box centre.
+    `x_m, y_m, z_m, w_m, l_m, h_m, vx_mps, vy_mps, yaw_det3d_rad` with z at the box centre. Boxes,
+    labels and counts are on one device, which need not be that of the points.
     """
 
     token: str

@@ -118,7 +118,7 @@ class ObjectSampler:
         """A new frame with objects pasted, on the same device.
 
         Args:
-            frame: Left as it is.
+            frame: Left as it is. Where boxes are with the host, so is all that is done with them.
             generator: On any device; one seed gives one result whatever device the frame is on.
 
         Raises:
@@ -143,8 +143,8 @@ class ObjectSampler:
             return frame
         points, owners = _join(clouds)
         if turns is not None:
-            points[:, :2] = _turn(points[:, :2], turns[chosen][owners])
-        points[:, :3] += boxes[chosen][owners, :3]
+            points[:, :2] = _turn(points[:, :2], turns[chosen].to(points.device)[owners])
+        points[:, :3] += boxes[chosen, :3].to(points.device, non_blocking=True)[owners]
         return replace(
             _with_boxes(frame, boxes[chosen], [labels[i] for i in chosen], points, owners),
             points=torch.cat((points, frame.points)),
@@ -247,7 +247,7 @@ def _turn(xy: Tensor, clockwise_rad: Tensor) -> Tensor:
 def _join(clouds: list[Tensor]) -> tuple[Tensor, Tensor]:
     """All points [p, 5], and the number of the cloud that each belongs to, [p] int64."""
     points = torch.cat(clouds)
-    lengths = torch.tensor([len(cloud) for cloud in clouds], device=points.device)
+    lengths = torch.tensor([len(cloud) for cloud in clouds]).to(points.device, non_blocking=True)
     numbers = torch.arange(len(clouds), device=points.device)
     return points, numbers.repeat_interleave(lengths, output_size=len(points))
 
@@ -260,8 +260,9 @@ def _with_boxes(
     assert frame.labels is not None
     counts = frame.num_lidar_pts
     if counts is not None:
-        newest = (points[:, 4] == 0).to(counts)  # the key frame's own points
-        counts = torch.cat((counts, counts.new_zeros(len(boxes)).index_add_(0, owners, newest)))
+        newest = (points[:, 4] == 0).to(counts.dtype)  # the key frame's own points
+        pasted = newest.new_zeros(len(boxes)).index_add_(0, owners, newest)
+        counts = torch.cat((counts, pasted.to(counts.device)))
     return replace(
         frame,
         boxes_det3d=torch.cat((frame.boxes_det3d, boxes)),

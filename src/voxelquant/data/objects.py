@@ -85,7 +85,7 @@ def keep_box_points(frame: Frame, generator: torch.Generator) -> Frame:
 
 
 class ObjectsInMemory:
-    """Objects cut out of frames and kept on the frames' device.
+    """Objects cut out of frames, their points kept on the frames' device, their index by the host.
 
     Args:
         frames: Annotated frames, on one device; each is dropped before the next one is asked for.
@@ -101,10 +101,10 @@ class ObjectsInMemory:
             raise DatasetError("got no frames to cut objects out of, need at least one")
         self.index = ObjectIndex(
             names=tuple(class_names),
-            kinds=torch.cat([cut.labels for cut in cuts]),
-            boxes_det3d=torch.cat([cut.boxes_det3d for cut in cuts]),
-            num_points=torch.cat([cut.num_points for cut in cuts]),
-            difficulties=torch.cat([torch.zeros_like(cut.labels) for cut in cuts]),
+            kinds=torch.cat([cut.labels for cut in cuts]).cpu(),
+            boxes_det3d=torch.cat([cut.boxes_det3d for cut in cuts]).cpu(),
+            num_points=torch.cat([cut.num_points for cut in cuts]).cpu(),
+            difficulties=torch.zeros(sum(len(cut.labels) for cut in cuts), dtype=torch.int64),
         )
         # The objects are views of one cloud for each frame.
         self._clouds = [

@@ -9,6 +9,7 @@ from voxelquant.detection.config_schema import BackboneConfig
 from voxelquant.sparse import (
     SparseAdd,
     SparseConv3d,
+    SparseConvBase,
     SparseModule,
     SparseSequential,
     SparseTensor,
@@ -71,19 +72,32 @@ class SpMiddleResNetFHD(nn.Module):
             nn.ReLU(),
         )
         self.to_dense = SparseToDense()
-        self._strided = [m.geometry for m in self.modules() if isinstance(m, SparseConv3d)]
+        convs = [module for module in self.modules() if isinstance(module, SparseConvBase)]
+        self._geometries = [conv.geometry for conv in convs]  # in the order of a forward
+        self._strided = [geometry for geometry in self._geometries if not geometry.subm]
 
     def forward(self, x: SparseTensor) -> Tensor:
         """Sparse voxels `[n, c_in]` → `[b, c * z, y / 8, x / 8]`, channel = c * z_cells + z."""
         # The sites of all levels first: a GPU is waited for once a level, for how many there are,
         # and has nothing else to do yet.
-        sites = x.sites
-        for geometry in self._strided:
-            _, sites = sites.kernel_map(geometry)
+        self.find_sites(x)
         x = self.conv1(self.conv_input(x))
         x = self.conv4(self.conv3(self.conv2(x)))
         dense: Tensor = self.to_dense(self.extra_conv(x))
         return dense
+
+    def find_sites(self, x: SparseTensor) -> None:
+        """Build the maps that lead from level to level, and keep them with the sites of `x`."""
+        sites = x.sites
+        for geometry in self._strided:
+            _, sites = sites.kernel_map(geometry)
+
+    def build_maps(self, x: SparseTensor) -> None:
+        """Build every kernel map, so that a forward on `x` waits for nothing; no weight is read."""
+        self.find_sites(x)
+        sites = x.sites
+        for geometry in self._geometries:
+            _, sites = sites.kernel_map(geometry)
 
 
 def _strided_stage(c_in: int, c_out: int, *, padding: tuple[int, int, int]) -> SparseSequential:

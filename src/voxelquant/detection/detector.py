@@ -1,5 +1,6 @@
 """CenterPoint VoxelNet: sparse backbone, dense neck, center-based head."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from voxelquant.detection.head import CenterHead
 from voxelquant.detection.neck import RPN
 from voxelquant.detection.reader import read_clouds
 from voxelquant.sparse import SparseTensor, VoxelGrid, VoxelGridSpec
+
+Dense = Callable[[Tensor], list[dict[str, Tensor]]]
 
 
 class CenterPoint(nn.Module):
@@ -56,11 +59,19 @@ class CenterPoint(nn.Module):
             virtual=self.config.reader is Reader.DYNAMIC_VIRTUAL,
         )
 
-    def forward(self, x: SparseTensor) -> list[dict[str, Tensor]]:
+    def forward(self, x: SparseTensor, dense: Dense | None = None) -> list[dict[str, Tensor]]:
         """Voxel means → per task the raw maps reg, height, dim, rot, vel and hm.
 
         Maps are `[b, channels, y / s, x / s]` with s = `config.out_size_factor`; heatmaps are
         logits, sizes are logarithms.
+
+        Args:
+            x: voxel means.
+            dense: runs in place of neck and head.
         """
-        maps: list[dict[str, Tensor]] = self.bbox_head(self.neck(self.backbone(x)))
+        return (dense or self.dense)(self.backbone(x))
+
+    def dense(self, bev: Tensor) -> list[dict[str, Tensor]]:
+        """BEV map → raw maps: neck and head."""
+        maps: list[dict[str, Tensor]] = self.bbox_head(self.neck(bev))
         return maps

@@ -38,8 +38,7 @@ def read_clouds(
                 f"frame {index}: got points of shape {tuple(cloud.shape)}, need "
                 f"[points, {n_columns}]; give the columns that the detector was trained with"
             )
-        if not bool(torch.isfinite(cloud).all()):
-            raise DatasetError(f"frame {index}: got NaN or infinite values; drop those points")
+    _require_finite(clouds)
     x = _voxelize([cloud.float() for cloud in clouds], grid, virtual)
     filled = torch.bincount(x.coords_bzyx[:, 0].long(), minlength=len(clouds))
     for index in torch.nonzero(filled == 0).flatten().tolist():
@@ -48,6 +47,15 @@ def read_clouds(
             f"{list(grid.point_range)}; drop the frame or mend point_range"
         )
     return x
+
+
+def _require_finite(clouds: list[Tensor]) -> None:
+    if not clouds or bool(torch.isfinite(torch.cat(clouds)).all()):  # a GPU is waited for once
+        return
+    finite = [bool(torch.isfinite(cloud).all()) for cloud in clouds]
+    raise DatasetError(
+        f"frame {finite.index(False)}: got NaN or infinite values; drop those points"
+    )
 
 
 def _voxelize(clouds: list[Tensor], grid: VoxelGrid, virtual: bool) -> SparseTensor:

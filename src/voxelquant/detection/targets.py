@@ -13,6 +13,7 @@ from torch import Tensor
 
 from voxelquant.detection.head_spec import BevGrid, HeadSpec
 from voxelquant.errors import GeometryError
+from voxelquant.numerics import constant_on
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class TaskTargets:
 
 @dataclass(frozen=True)
 class _Objects:
-    """Boxes of one task that have a slot, across the frames of a batch."""
+    """Boxes of a batch that may have a place in its targets, class by class."""
 
     boxes: Tensor  # [n, 9] det3d
+    label: Tensor  # [n] int64, global
     frame: Tensor  # [n] int64
-    slot: Tensor  # [n] int64
-    cat: Tensor  # [n] int64, class within the task
+    task: Tensor  # [n] int64
+    slot: Tensor  # [n] int64 within frame and task; max_objs, one too many, for a box without
 
 
 def assign_targets(boxes_det3d: Tensor, labels: Tensor, spec: HeadSpec) -> list[TaskTargets]:
@@ -82,17 +84,11 @@ def assign_targets_batch(
                 f"got boxes {tuple(boxes.shape)} and labels {tuple(of_boxes.shape)}, need [n, 9] "
                 "(x, y, z, w, l, h, vx, vy, yaw'; zero velocity where it is unknown) and [n]"
             )
+    counts = torch.tensor([len(boxes) for boxes in boxes_det3d])
     all_boxes = torch.cat(tuple(boxes_det3d)).float()
     all_labels = torch.cat(tuple(labels)).long()
-    counts = torch.tensor([len(boxes) for boxes in boxes_det3d])
-    frame = torch.repeat_interleave(counts).to(all_boxes.device)
-    targets = []
-    for task, offset in zip(spec.tasks, spec.label_offsets, strict=True):
-        cat = all_labels - offset
-        mine = (cat >= 0) & (cat < len(task.class_names))
-        objects = _give_slots(all_boxes[mine], frame[mine], cat[mine], spec.assigner.max_objs)
-        targets.append(_assign_task(objects, len(boxes_det3d), len(task.class_names), spec))
-    return targets
+    frame = torch.repeat_interleave(counts).to(all_boxes.device, non_blocking=True)
+    return _assign_all_tasks(_give_slots(all_boxes, all_labels, frame, spec), len(counts), spec)
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
@@ -124,13 +120,13 @@ def draw_gaussians(
     Args:
         hm: [b, classes, H, W] float32, not negative.
         cells: Frame, class, iy and ix of each peak, [n] int64 each, inside the map.
-        radius: [n] int64, in cells.
+        radius: [n] int64, in cells; below 0 nothing is drawn.
     """
     if len(radius) == 0:
         return
     frame, cat, iy, ix = (index[:, None, None] for index in cells)
     _, n_classes, height, width = hm.shape
-    reach = int(radius.max())
+    reach = max(0, int(radius.max()))  # the one wait for a GPU
     step = torch.arange(-reach, reach + 1, device=hm.device)
     dy, dx, r = step[:, None], step, radius[:, None, None]
     y, x = iy + dy, ix + dx  # [n, window, 1], [n, 1, window]
@@ -143,43 +139,63 @@ def draw_gaussians(
     hm.view(-1).scatter_reduce_(0, flat.flatten(), peak.flatten(), reduce="amax")
 
 
-def _give_slots(boxes: Tensor, frame: Tensor, cat: Tensor, max_objs: int) -> _Objects:
-    """Order each frame's boxes class by class; the first `max_objs` get slots 0, 1, ..."""
-    order = torch.argsort(cat, stable=True)
-    order = order[torch.argsort(frame[order], stable=True)]
-    frame = frame[order]
-    slot = torch.arange(len(frame), device=frame.device) - torch.searchsorted(frame, frame)
-    kept = slot < max_objs
-    return _Objects(boxes[order][kept], frame[kept], slot[kept], cat[order][kept])
+def _give_slots(boxes: Tensor, labels: Tensor, frame: Tensor, spec: HeadSpec) -> _Objects:
+    """Order boxes by task, frame and class; the first `max_objs` of a frame get slots 0, 1, ..."""
+    n_classes, n_tasks = len(spec.class_names), len(spec.tasks)
+    tasks = tuple(task for task, of in enumerate(spec.tasks) for _ in of.class_names)
+    label = labels.clamp(0, n_classes - 1)
+    task = constant_on(boxes.device, tasks, torch.int64)[label]
+    known = label == labels
+    group = torch.where(known, frame * n_tasks + task, -1)
+    order = torch.argsort(group * n_classes + label, stable=True)
+    boxes, label, frame, task, group = (
+        column[order] for column in (boxes, label, frame, task, group)
+    )
+    slot = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
+    spare = spec.assigner.max_objs
+    return _Objects(boxes, label, frame, task, torch.where(group < 0, spare, slot.clamp_max(spare)))
 
 
-def _assign_task(objects: _Objects, batch_size: int, n_classes: int, spec: HeadSpec) -> TaskTargets:
+def _assign_all_tasks(objects: _Objects, batch_size: int, spec: HeadSpec) -> list[TaskTargets]:
+    """Targets of all tasks at once: no box is taken out, so that no size waits for a GPU."""
     height, width = spec.bev_grid.shape_hw
-    boxes, slots = objects.boxes, (batch_size, spec.assigner.max_objs)
+    boxes, n_tasks, spare = objects.boxes, len(spec.tasks), spec.assigner.max_objs
     centre, size = _in_cells(boxes, spec.bev_grid)  # [n, 2] x and y; [n, 2] w and l
-    map_size = centre.new_tensor((width, height))
+    map_size = constant_on(centre.device, (width, height))
     # Above −1 is 0 after truncation. A box without height has no logarithm either.
     valid = ((centre > -1) & (centre < map_size)).all(dim=1) & (boxes[:, 3:6] > 0).all(dim=1)
-    boxes, centre, size = boxes[valid], centre[valid], size[valid].double()
-    frame, slot, cat = objects.frame[valid], objects.slot[valid], objects.cat[valid]
-    cell = centre.long()
-    radius = gaussian_radius(size[:, 1], size[:, 0], spec.assigner.gaussian_overlap).long()
+    valid &= objects.slot < spare
+    cell = torch.where(valid[:, None], centre, 0).long()
+    wide, long = torch.where(valid[:, None], size, 1).double().unbind(dim=1)
+    radius = gaussian_radius(long, wide, spec.assigner.gaussian_overlap).long()
+    radius = torch.where(valid, radius.clamp_min(spec.assigner.min_radius), -1)
 
-    hm = boxes.new_zeros((batch_size, n_classes, height, width))
-    peaks = (frame, cat, cell[:, 1], cell[:, 0])
-    draw_gaussians(hm, peaks, radius.clamp_min(spec.assigner.min_radius))
-    anno_box = boxes.new_zeros((*slots, 10))
+    hm = boxes.new_zeros((batch_size, len(spec.class_names), height, width))
+    draw_gaussians(hm, (objects.frame, objects.label, cell[:, 1], cell[:, 0]), radius)
     yaw = boxes[:, 8:9]
-    anno_box[frame, slot] = torch.cat(
+    anno_box = torch.cat(
         (centre - cell, boxes[:, 2:3], boxes[:, 3:6].log(), boxes[:, 6:8], yaw.sin(), yaw.cos()),
         dim=1,
     )
-    ind, cats = (cell.new_zeros(slots) for _ in range(2))
-    ind[frame, slot] = cell[:, 1] * width + cell[:, 0]
-    cats[frame, slot] = cat
-    mask = boxes.new_zeros(slots, dtype=torch.uint8)
-    mask[frame, slot] = 1
-    return TaskTargets(hm, anno_box, ind, mask, cats)
+    # A slot too many takes what has no place, and is cut off.
+    slots = (batch_size, n_tasks, spare + 1)
+    place = (objects.frame, objects.task, torch.where(valid, objects.slot, spare))
+    offsets = constant_on(boxes.device, spec.label_offsets, torch.int64)
+    columns = {
+        "anno_box": anno_box,
+        "ind": cell[:, 1] * width + cell[:, 0],
+        "mask": valid.to(torch.uint8),
+        "cat": objects.label - offsets[objects.task],
+    }
+    filled = {
+        name: column.new_zeros((*slots, *column.shape[1:])).index_put_(place, column)[:, :, :spare]
+        for name, column in columns.items()
+    }
+    heatmaps = hm.split([len(task.class_names) for task in spec.tasks], dim=1)
+    return [
+        TaskTargets(hm=of_task, **{name: column[:, task] for name, column in filled.items()})
+        for task, of_task in enumerate(heatmaps)
+    ]
 
 
 def _in_cells(boxes: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
@@ -188,8 +204,8 @@ def _in_cells(boxes: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
     The divisors are tensors: by a Python number CUDA would multiply with its reciprocal, and a
     centre near a border could change its cell.
     """
-    origin = boxes.new_tensor(grid.origin_xy_m)
-    voxel = boxes.new_tensor(grid.voxel_size[:2])
-    factor = boxes.new_tensor(grid.out_size_factor)
+    origin = constant_on(boxes.device, grid.origin_xy_m)
+    voxel = constant_on(boxes.device, grid.voxel_size[:2])
+    factor = constant_on(boxes.device, (grid.out_size_factor,))
     # w is divided by the voxel's x and l by its y; they are equal in every known config.
     return (boxes[:, :2] - origin) / voxel / factor, boxes[:, 3:5] / voxel / factor

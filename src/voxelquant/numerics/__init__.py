@@ -1,5 +1,6 @@
 """The law of numbers, in one place: formats, scales, rounding, the integer epilogue."""
 
+from voxelquant.numerics.constants import constant_on
 from voxelquant.numerics.error_measures import relative_l2, sqnr_db
 from voxelquant.numerics.formats import (
     FP8_E4M3,
@@ -31,6 +32,7 @@ __all__ = [
     "IntFormat",
     "NumberFormat",
     "add_dequantized",
+    "constant_on",
     "dequantize",
     "dequantize_accumulator",
     "epilogue_multiplier",

@@ -11,9 +11,12 @@ from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.distill import distillation_loss
+from voxelquant.detection.losses import centerpoint_loss
+from voxelquant.detection.targets import TaskTargets
 from voxelquant.quant.range_trainer import RangeTrainer
 from voxelquant.recipes.distributed import World
-from voxelquant.recipes.train import DetectorTrainee, detection_loss
+from voxelquant.recipes.train import DetectorTrainee
+from voxelquant.recipes.training_batch import TrainingBatch
 from voxelquant.recipes.training_loop import Predict, adam
 
 
@@ -77,18 +80,21 @@ class QatTrainee(DetectorTrainee):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
-    def loss(self, predict: Predict, frames: list[Frame]) -> Tensor:
+    def assign(self, frames: list[Frame]) -> list[TaskTargets]:
+        """Targets of each task; none where labels play no part."""
+        return super().assign(frames) if self.options.task_weight > 0.0 else []
+
+    def loss(self, predict: Predict, batch: TrainingBatch) -> Tensor:
         """Loss of the labels, distance to the teacher, or both."""
-        x = self.read(frames)
-        predictions = self.predict(predict, x)
+        predictions = self.predict(predict, batch.x)
         parts = []
         if self.options.task_weight > 0.0:
-            task = detection_loss(predictions, frames, self.spec).total
+            task = centerpoint_loss(predictions, batch.targets, self.spec).total
             parts.append(self.options.task_weight * task)
         if self.options.distill > 0.0:
             assert self.options.teacher is not None
             with torch.no_grad():
-                wanted = self.predict(self.options.teacher, x)
+                wanted = self.predict(self.options.teacher, batch.x)
             distance = distillation_loss(predictions, wanted, self.spec)
             parts.append(self.options.distill * distance)
         return torch.stack(parts).sum()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
+from voxelquant.detection.dense_graph import DenseGraph, can_be_graphed
 from voxelquant.detection.detector import CenterPoint
-from voxelquant.detection.head_spec import HeadSpec
-from voxelquant.detection.losses import LossTerms, centerpoint_loss
-from voxelquant.detection.targets import assign_targets_batch
+from voxelquant.detection.losses import centerpoint_loss
+from voxelquant.detection.targets import TaskTargets, assign_targets_batch
 from voxelquant.errors import BadInputError
+from voxelquant.recipes.distributed import World
+from voxelquant.recipes.training_batch import TrainingBatch
 from voxelquant.recipes.training_loop import Predict, Trainee
 from voxelquant.sparse import SparseTensor
 
@@ -22,42 +26,71 @@ class DetectorTrainee(Trainee):
     Args:
         model: the detector on its device.
         config: training settings, grid and classes.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast. On a GPU neck and head are then computed channels last, which is
+            what its tensor cores take; state dicts have no order of memory.
+        graphed: whether neck and head may be launched as CUDA graphs.
     """
 
-    def __init__(self, model: CenterPoint, config: DetectorConfig, *, amp: bool = False) -> None:
+    def __init__(
+        self,
+        model: CenterPoint,
+        config: DetectorConfig,
+        *,
+        amp: bool = False,
+        graphed: bool = True,
+    ) -> None:
         self.detector = model
         self.spec = config.head_spec
         self.amp = amp
+        self.graphed = graphed
+        if amp and next(model.parameters()).is_cuda:
+            for dense in (model.neck, model.bbox_head):
+                # torch's stubs do not know this overload of `Module.to`.
+                dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(model, config.train.schedule)
 
-    def loss(self, predict: Predict, frames: list[Frame]) -> Tensor:
-        """Focal and box losses of CenterPoint."""
-        return detection_loss(self.predict(predict, self.read(frames)), frames, self.spec).total
+    def prepare(self, frames: list[Frame]) -> TrainingBatch:
+        """Voxels, kernel maps and targets."""
+        x = self.read(frames)
+        self.detector.backbone.build_maps(x)
+        return TrainingBatch(frames, x, self.assign(frames))
 
     def read(self, frames: list[Frame]) -> SparseTensor:
         """Network input of a batch, with the voxel limit of training."""
         return self.detector.read_clouds([frame.points for frame in frames], train=True)
 
+    def assign(self, frames: list[Frame]) -> list[TaskTargets]:
+        """Targets of each task, where the points are.
+
+        Raises:
+            BadInputError: a frame has no annotations.
+        """
+        device = frames[0].points.device
+        boxes = [_require(frame.boxes_det3d, frame.token) for frame in frames]
+        labels = [_require(frame.labels, frame.token) for frame in frames]
+        # Boxes may have stayed with the host. In one transfer, they are the sooner on a GPU.
+        counts = [len(of_frame) for of_frame in boxes]
+        all_boxes, all_labels = (torch.cat(parts).to(device) for parts in (boxes, labels))
+        return assign_targets_batch(all_boxes.split(counts), all_labels.split(counts), self.spec)
+
+    def predictor(self, world: World, batch_size: int) -> Predict:
+        """Runs the model; alone on a GPU, neck and head are graphs."""
+        graphed = self.graphed and world.shard.world_size == 1 and can_be_graphed(self.detector)
+        if not graphed:
+            return super().predictor(world, batch_size)
+        self.set_mode()
+        dense = DenseGraph(self.detector, batch_size, amp=self.amp)
+        return partial(self.detector, dense=dense)
+
+    def loss(self, predict: Predict, batch: TrainingBatch) -> Tensor:
+        """Focal and box losses of CenterPoint."""
+        maps = self.predict(predict, batch.x)
+        return centerpoint_loss(maps, batch.targets, self.spec).total
+
     def predict(self, predict: Predict, x: SparseTensor) -> list[dict[str, Tensor]]:
-        """Raw maps of each task in float32."""
+        """Raw maps of each task, in bfloat16 with AMP; losses turn them into float32 themselves."""
         with torch.autocast(x.features.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            predictions = predict(x)
-        # Losses in float32: exp, log and sums over whole maps lose too much in bfloat16.
-        return [{k: v.float() for k, v in task.items()} for task in predictions]
-
-
-def detection_loss(
-    predictions: list[dict[str, Tensor]], frames: list[Frame], spec: HeadSpec
-) -> LossTerms:
-    """Loss of a batch of labelled frames.
-
-    Raises:
-        BadInputError: a frame has no annotations.
-    """
-    boxes = [_require(frame.boxes_det3d, frame.token) for frame in frames]
-    labels = [_require(frame.labels, frame.token) for frame in frames]
-    return centerpoint_loss(predictions, assign_targets_batch(boxes, labels, spec), spec)
+            return predict(x)
 
 
 def _require(value: Tensor | None, token: str) -> Tensor:

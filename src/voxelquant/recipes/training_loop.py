@@ -6,6 +6,7 @@ and in what happens around an optimiser step, and in nothing else.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -24,6 +25,7 @@ from voxelquant.recipes.distributed import World
 from voxelquant.recipes.progress import Advance
 from voxelquant.recipes.read_ahead import read_ahead
 from voxelquant.recipes.schedule import OneCycle
+from voxelquant.recipes.training_batch import TrainingBatch
 from voxelquant.recipes.training_source import TrainingSource
 from voxelquant.recipes.training_state import save_training_state
 
@@ -85,8 +87,16 @@ class Trainee:
         """Bring every module into the mode in which it trains."""
         self.model.train()
 
-    def loss(self, predict: Predict, frames: list[Frame]) -> Tensor:
-        """Loss of a batch; `predict` runs the model, in parallel with other processes or not."""
+    def predictor(self, world: World, batch_size: int) -> Predict:
+        """What runs the model on batches of a size, in parallel with other processes or not."""
+        return replicate(self.model, world)
+
+    def prepare(self, frames: list[Frame]) -> TrainingBatch:
+        """All that a step can know of its frames before its turn; reads no weight."""
+        raise NotImplementedError
+
+    def loss(self, predict: Predict, batch: TrainingBatch) -> Tensor:
+        """Loss of a batch; `predict` runs the model."""
         raise NotImplementedError
 
     def before_update(self, step: int) -> None:
@@ -140,27 +150,36 @@ def run_steps(
     cycle = OneCycle(
         run.total_steps, schedule.lr_max, schedule.moms, schedule.div_factor, schedule.pct_start
     )
-    predict = replicate(trainee.model, world)
-    started = window_start = time.perf_counter()
     step = logged = first_step
     if step >= run.total_steps:
         return step
-    with closing(read_ahead(source.batches(step, run.batch_size), world.device)) as batches:
-        for frames in batches:
+    predict = trainee.predictor(world, run.batch_size)
+    started = window_start = time.perf_counter()
+    prepared = map(trainee.prepare, source.batches(step, run.batch_size))
+    with closing(read_ahead(prepared, world.device)) as batches:
+        unseen: Outcome | None = None  # of the step before, which the GPU may still be at
+        for batch in batches:
             lr = set_cycle(trainee.optimizer, cycle, step)
-            loss = make_step(trainee, predict, frames, step, world)
+            outcome = launch_step(trainee, predict, batch, step, world)
             step += 1
+            if unseen is not None:
+                unseen.require_finite()
+            unseen = outcome
             if progress is not None:
                 progress(step, run.total_steps)
             last = step == run.total_steps or _time_is_up(run, started, world)
-            if step % run.log_every == 0 or last:
-                mean_loss = float(world.mean(loss))
+            logs = step % run.log_every == 0 or last
+            saves = step % run.checkpoint_every == 0 or last
+            if logs or saves:
+                unseen.require_finite()
+            if logs:
+                mean_loss = float(world.mean(outcome.loss))
                 seconds = time.perf_counter() - window_start
                 frames_seen = (step - logged) * run.batch_size * world.shard.world_size
                 if log is not None:
                     log(_record(step, lr, mean_loss, frames_seen / seconds))
                 logged, window_start = step, time.perf_counter()
-            if world.is_main and (step % run.checkpoint_every == 0 or last):
+            if world.is_main and saves:
                 save_training_state(
                     run.checkpoint, trainee.model, trainee.optimizer, step, run.settings
                 )
@@ -174,26 +193,76 @@ def make_step(
 ) -> Tensor:
     """One optimisation step; returns this process's loss.
 
+    Raises:
+        BadInputError: a gradient is not finite.
+    """
+    outcome = launch_step(trainee, predict, trainee.prepare(frames), step, world)
+    outcome.require_finite()
+    return outcome.loss
+
+
+class Outcome:
+    """What came of a step, on its way to the host.
+
+    Args:
+        loss: of this process, `[]`.
+        norm: of all gradients before they were clipped, `[]`.
+    """
+
+    def __init__(self, loss: Tensor, norm: Tensor) -> None:
+        self.loss = loss.detach()
+        on_device = torch.stack((norm.detach().float(), self.loss.float()))
+        self._values = on_device.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if on_device.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def require_finite(self) -> None:
+        """Wait for the step, and refuse gradients that are not finite.
+
+        Raises:
+            BadInputError: they are not.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        norm, loss = self._values.tolist()
+        if not math.isfinite(norm):
+            raise BadInputError(
+                f"got a gradient norm of {norm} and a loss of {loss}; lower lr_max, or "
+                "train without amp"
+            )
+
+
+def launch_step(
+    trainee: Trainee, predict: Predict, batch: TrainingBatch, step: int, world: World
+) -> Outcome:
+    """One optimisation step, which a GPU may still be at when this returns.
+
     zero_grad, forward, backward (gradients averaged over processes), clip the total norm, update.
+    If a gradient is not finite, weights and moments stay: the outcome tells, and a NaN that went
+    unseen would cost the whole run.
+
+    Raises:
+        BadInputError: a gradient is not finite, where the device is not ahead of the host.
     """
     trainee.set_mode()
     trainee.optimizer.zero_grad(set_to_none=True)
-    loss = trainee.loss(predict, frames)
+    loss = trainee.loss(predict, batch)
     loss.backward()
     trainee.before_update(step)
     norm = nn.utils.clip_grad_norm_(
         trainee.model.parameters(), trainee.schedule.grad_clip_norm, foreach=True
     )
-    # One synchronisation a step; a NaN that goes unseen would cost the whole run.
-    if not bool(torch.isfinite(norm)):
-        raise BadInputError(
-            f"got a gradient norm of {norm.item()} and a loss of {loss.item()}; lower lr_max, or "
-            "train without amp"
-        )
+    outcome = Outcome(loss, norm)
+    if norm.is_cuda:
+        # A fused optimiser reads this on the GPU; for the host to decide, the GPU would stand idle.
+        trainee.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    else:
+        outcome.require_finite()
     trainee.optimizer.step()
     trainee.after_update(step, world)
     average_batchnorm_statistics(trainee.model, world)
-    return loss.detach()
+    return outcome
 
 
 def set_cycle(optimizer: torch.optim.Optimizer, cycle: OneCycle, step: int) -> float:

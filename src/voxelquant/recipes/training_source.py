@@ -22,7 +22,7 @@ from voxelquant.data.synthetic import (
 )
 from voxelquant.detection.config import DetectorConfig
 
-_FRAMES_AT_ONCE = 16
+_FRAMES_AT_ONCE = (16, 64)  # least and most
 _SEEDS_OF_A_RANK = 500_000_003  # torch's CPU generator takes 32 bits of a seed
 
 
@@ -82,6 +82,8 @@ class SyntheticSource:
     first, so that generation costs a fixed share of a step and no frame stays for
     ever. Which frames the pool holds follows from the step alone.
 
+    Points of its frames are on the device, boxes with the host.
+
     Args:
         seed: seed of the world; its scenes are disjoint from those of any other seed.
         pool_size: frames held on the device (about 6 MB each).
@@ -107,6 +109,7 @@ class SyntheticSource:
         self.world_config = world_config or WorldConfig()
         self.shard = shard or Shard()
         self.pool_size = pool_size
+        self._at_once = frames_at_once(pool_size)
         self.turnover = turnover
         self.device = torch.device(device)
         self.transforms = tuple(transforms)
@@ -151,15 +154,15 @@ class SyntheticSource:
     def _fill(self, step: int) -> None:
         """Bring the pool to the frames that it holds at this step."""
         # In whole launches: a frame made alone costs several times one made among many.
-        replaced = step * self.turnover // _FRAMES_AT_ONCE * _FRAMES_AT_ONCE
+        replaced = step * self.turnover // self._at_once * self._at_once
         if replaced == self._replaced:
             return
         self._replaced = replaced
         # The pool holds frames `replaced ... replaced + P - 1`, frame f in slot f mod P.
         window = range(replaced, replaced + self.pool_size)
         missing = [f for f in window if self._frame_ids.get(f % self.pool_size) != f]
-        for begin in range(0, len(missing), _FRAMES_AT_ONCE):
-            ids = missing[begin : begin + _FRAMES_AT_ONCE]
+        for begin in range(0, len(missing), self._at_once):
+            ids = missing[begin : begin + self._at_once]
             # Scenes are dealt out to the ranks in turn.
             scenes = [f * self.shard.world_size + self.shard.rank for f in ids]
             frames = generate_frames(
@@ -167,7 +170,29 @@ class SyntheticSource:
             )
             for frame_id, frame in zip(ids, frames, strict=True):
                 self._frame_ids[frame_id % self.pool_size] = frame_id
+                if self.device.type == "cuda":
+                    frame = boxes_to_host(frame)
                 self._frames[frame_id % self.pool_size] = keep_seen_boxes(frame)
+
+
+def frames_at_once(pool_size: int) -> int:
+    """Frames of a pool that are generated together: a quarter of it, between 16 and 64.
+
+    A GPU takes hardly longer for 64 than for 16. It is the same number on a CPU: what the pool
+    holds at a step follows from it.
+    """
+    least, most = _FRAMES_AT_ONCE
+    return min(most, max(least, pool_size // 4))
+
+
+def boxes_to_host(frame: Frame) -> Frame:
+    """The frame with its annotations in main memory, its points where they are.
+
+    A host computes with some dozen boxes in less time than it takes to launch that on a GPU.
+    """
+    names = ("boxes_det3d", "labels", "num_lidar_pts")
+    annotations = {name: getattr(frame, name) for name in names}
+    return replace(frame, **{n: v.cpu() for n, v in annotations.items() if v is not None})
 
 
 def keep_seen_boxes(frame: Frame) -> Frame:

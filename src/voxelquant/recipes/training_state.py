@@ -140,12 +140,20 @@ def _restore_moments(
     ordered = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {}
     for index, parameter in enumerate(ordered):
-        entry = {
-            key: tensors[f"optimizer.{key}.{names[id(parameter)]}"].to(parameter.device)
+        stored = {
+            key: tensors[f"optimizer.{key}.{names[id(parameter)]}"]
             for key in ("step", "exp_avg", "exp_avg_sq")
             if f"optimizer.{key}.{names[id(parameter)]}" in tensors
         }
+        entry = {key: _as_beside(parameter, value) for key, value in stored.items()}
         if entry:
             state[index] = entry
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _as_beside(parameter: Tensor, value: Tensor) -> Tensor:
+    """On the parameter's device, and in its order of memory: a fused optimiser needs them alike."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from voxelquant.errors import GeometryError
+from voxelquant.numerics import constant_on
 from voxelquant.sparse.conv_geometry import Triple
 from voxelquant.sparse.tensor import ActiveSites, SparseTensor
 
@@ -124,12 +125,13 @@ def _voxelize_clouds(clouds: list[Tensor], spec: VoxelGridSpec) -> tuple[Voxels,
     require_clouds(clouds)
     points = torch.cat(clouds)
     device = points.device
-    lengths = torch.tensor([len(cloud) for cloud in clouds])
-    samples = torch.arange(len(clouds)).repeat_interleave(lengths).to(device)
-    low = torch.tensor(spec.point_range[:3], device=device)
-    size = torch.tensor(spec.voxel_size, device=device)
+    lengths = torch.tensor([len(cloud) for cloud in clouds]).to(device, non_blocking=True)
+    samples = torch.arange(len(clouds), device=device)
+    samples = samples.repeat_interleave(lengths, output_size=len(points))
+    low = constant_on(device, spec.point_range[:3])
+    size = constant_on(device, spec.voxel_size)
     cells_x, cells_y, cells_z = spec.grid_xyz
-    grid = torch.tensor([cells_x, cells_y, cells_z], device=device)
+    grid = constant_on(device, (cells_x, cells_y, cells_z), torch.int64)
     cells = torch.floor((points[:, :3] - low) / size)
     # Comparing floats drops NaN and overflowing coordinates too, which a cast would wrap.
     inside = torch.nonzero(((cells >= 0) & (cells < grid)).all(1)).squeeze(1)

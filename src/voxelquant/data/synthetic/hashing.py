@@ -6,6 +6,7 @@ Source: splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom numbe
 """
 
 import zlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ def _shift_right(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
+@lru_cache(maxsize=1024)
+def _steps(count: int, device: torch.device) -> Tensor:
+    """What `hash_counters` adds to a key for each of the first counters, [1, count]; shared."""
+    return (torch.arange(1, count + 1, device=device) * _GOLDEN)[None]
+
+
 class Dice:
     """Named streams of random numbers for a batch of scenes; every draw is float64.
 
@@ -53,13 +60,19 @@ class Dice:
     """
 
     def __init__(self, seed: int, scenes: Tensor) -> None:
-        seed_key = torch.full_like(scenes, seed)
-        self.keys = hash_counters(mix_bits(seed_key), scenes)[:, None]  # [b, 1]
+        numbers = scenes.cpu()
+        own_keys = hash_counters(mix_bits(torch.full_like(numbers, seed)), numbers)[:, None]
+        self._hold(own_keys, scenes.device)
+
+    def _hold(self, own_keys: Tensor, device: torch.device) -> None:
+        # Keys of a purpose are mixed by the host, for a batch of scenes the sooner; draws are not.
+        self._own_keys = own_keys  # [b, 1], in main memory
+        self.keys = own_keys.to(device)  # [b, 1]
 
     def branch(self, name: str) -> "Dice":
         """Other dice for the same scenes: what draws from them twice draws something else."""
         other = Dice.__new__(Dice)
-        other.keys = self._keys_of(f"branch {name}")
+        other._hold(self._keys_of(f"branch {name}"), self.device)
         return other
 
     @property
@@ -69,13 +82,13 @@ class Dice:
 
     def words(self, purpose: str, count: int) -> Tensor:
         """Raw 64-bit words, [b, count] int64."""
-        counters = torch.arange(count, device=self.device)
-        return hash_counters(self._keys_of(purpose), counters[None])
+        keys = self._keys_of(purpose).to(self.device, non_blocking=True)
+        return mix_bits(keys + _steps(count, self.device))
 
     def _keys_of(self, purpose: str) -> Tensor:
         """`hash_counters` of the keys and the purpose's code, which is one number, [b, 1] int64."""
         step = (purpose_code(purpose) + 1) * _GOLDEN
-        return mix_bits(self.keys + ((step + 2**63) % 2**64 - 2**63))
+        return mix_bits(self._own_keys + ((step + 2**63) % 2**64 - 2**63))
 
     def uniform(self, purpose: str, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Uniform in [low, high), [b, count]."""
