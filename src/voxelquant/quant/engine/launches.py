@@ -163,20 +163,24 @@ class Launches:
     def tune(self) -> Tiles:
         """Best tiles of the convolutions that have none, measured on the frame that ran last."""
         counts = self.index.counts.tolist()
-        wanted: dict[ConvShape, tuple[Launcher, int]] = {}
-        for op in self.program.ops:
-            if isinstance(op, ConvOp) and self.conv_shape(op) not in self.tiles:
-                rows = counts[self.program.maps[op.map].out_level]
-                wanted.setdefault(self.conv_shape(op), (self._tuning_launcher(op), rows))
+        untuned = {
+            self.conv_shape(op): op
+            for op in reversed(self.program.ops)  # the first of each shape
+            if isinstance(op, ConvOp) and self.conv_shape(op) not in self.tiles
+        }
+        widest = ConvTile(16, 16, 16, "seen", 1, 1, splits=MAX_SPLITS)
+        sums = self._make_sums([self._sums_of(op, widest) for op in untuned.values()])
+
+        def launcher_of(op: ConvOp) -> Launcher:
+            return lambda tile: self.conv_launcher(op, tile, early=True, shared_sums=sums)
+
+        wanted = {
+            shape: (launcher_of(op), counts[self.program.maps[op.map].out_level])
+            for shape, op in untuned.items()
+        }
         processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         bulk = torch.cuda.get_device_capability(self.device)[0] >= 9  # from Hopper on
         return fastest_tiles(wanted, processors, bulk=bulk) if wanted else {}
-
-    def _tuning_launcher(self, op: ConvOp) -> Launcher:
-        capacity, shape = self._out_level(op).capacity, self.conv_shape(op)
-        widest = ConvTile(16, 16, 16, "seen", 1, 1, splits=MAX_SPLITS)
-        sums = self._make_sums([SharedSums.elements(widest, capacity, shape.c_out, shape.kz)])
-        return lambda tile: self.conv_launcher(op, tile, early=True, shared_sums=sums)
 
     def _tile(self, op: ConvOp) -> ConvTile:
         shape = self.conv_shape(op)
@@ -184,16 +188,13 @@ class Launches:
 
     def _allocate_sums(self) -> SharedSums:
         needed = [
-            SharedSums.elements(
-                self._tile(op),
-                self._out_level(op).capacity,
-                self.conv_shape(op).c_out,
-                self.conv_shape(op).kz,
-            )
-            for op in self.program.ops
-            if isinstance(op, ConvOp)
+            self._sums_of(op, self._tile(op)) for op in self.program.ops if isinstance(op, ConvOp)
         ]
         return self._make_sums(needed)
+
+    def _sums_of(self, op: ConvOp, tile: ConvTile) -> tuple[int, int]:
+        shape = self.conv_shape(op)
+        return SharedSums.elements(tile, self._out_level(op).capacity, shape.c_out, shape.kz)
 
     def _make_sums(self, needed: Sequence[tuple[int, int]]) -> SharedSums:
         parts, arrivals = (max((n[i] for n in needed), default=0) for i in (0, 1))
