@@ -22,6 +22,7 @@ from voxelquant.sparse import (
     sparse_conv_fp16,
     sparse_conv_int8,
 )
+from voxelquant.sparse.backends.triton.epilogue import with_reciprocal
 from voxelquant.sparse.backends.triton.planned_conv import (
     ConvTile,
     Fusion,
@@ -183,7 +184,7 @@ class Problem:
             groups=group_rows(self.entries, kz, m),
             multiplier=self.multiplier.to(DEVICE) if self.integer else None,
             bias=self.bias.to(DEVICE),
-            scales=tuple(None if s is None else s.to(DEVICE) for s in scales),
+            scales=tuple(None if s is None else with_reciprocal(s).to(DEVICE) for s in scales),
             residual=None if residual is None else self._poisoned(residual, CAPACITY, c_out),
             shared_sums=shared,
         )

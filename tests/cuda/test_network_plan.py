@@ -23,7 +23,11 @@ from voxelquant.recipes.bench_networks import (  # noqa: E402
     make_backbone,
     on_lattice,
 )
-from voxelquant.sparse.backends.triton.epilogue import divisor, quantize_int8  # noqa: E402
+from voxelquant.sparse.backends.triton.epilogue import (  # noqa: E402
+    load_divisor,
+    quantize_int8,
+    with_reciprocal,
+)
 
 GRID, MOST = (41, 1440, 1440), 136_000
 COUNTS = (10_000, 79_745, 135_000)
@@ -160,7 +164,8 @@ def test_a_captured_graph_tells_what_did_not_fit(in_fp16: Networks) -> None:
 @triton.jit
 def _quantize(x_ptr, step_ptr, out_ptr, N: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    tl.store(out_ptr + places, quantize_int8(tl.load(x_ptr + places), divisor(tl.load(step_ptr))))
+    by = load_divisor(step_ptr, "int8")
+    tl.store(out_ptr + places, quantize_int8(tl.load(x_ptr + places), by))
 
 
 @pytest.mark.parametrize("step", [0.0371, 3.1e-7, 977.3, 1.0, 2.0**-89 * 1.7, 2.0**59 * 1.3])
@@ -178,5 +183,5 @@ def test_codes_are_those_of_a_division(step: float) -> None:
     x = torch.cat([ties, signs * exponents.exp2() * scale])
     x[:6] = torch.tensor([0.0, -0.0, 1e-45, -1e-45, torch.inf, -torch.inf])
     out = torch.full(x.shape, 77, dtype=torch.int8, device="cuda")
-    _quantize[(n // 1024,)](x, scale, out, N=1024, enable_fp_fusion=False)
+    _quantize[(n // 1024,)](x, with_reciprocal(scale), out, N=1024, enable_fp_fusion=False)
     assert torch.equal(out, quantize(x, scale))

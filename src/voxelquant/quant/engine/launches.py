@@ -21,7 +21,12 @@ from voxelquant.quant.engine.tiles import MAX_SPLITS, ConvShape, default_tile, p
 from voxelquant.quant.engine.tuning import Launcher, Tiles, fastest_tiles
 from voxelquant.quant.int8_modules import CodeSparseConv3d
 from voxelquant.sparse.backends.triton.densify import densify
-from voxelquant.sparse.backends.triton.epilogue import LARGEST_STEP, LEAST_STEP, format_name
+from voxelquant.sparse.backends.triton.epilogue import (
+    LARGEST_STEP,
+    LEAST_STEP,
+    format_name,
+    with_reciprocal,
+)
 from voxelquant.sparse.backends.triton.planned_conv import (
     ConvTile,
     Fusion,
@@ -239,7 +244,7 @@ class Launches:
                 f"got a step of codes of {step.item():g}, the engine divides by {LEAST_STEP:g} to "
                 f"{LARGEST_STEP:g}; calibrate again, this range is no range of features"
             )
-        return step.to(self.device)
+        return with_reciprocal(step).to(self.device)
 
     def dense(self, op: DenseOp) -> Launch:
         """The dense map of a value."""

@@ -19,12 +19,12 @@ from voxelquant.sparse.backends.triton.epilogue import (  # noqa: E402
     LARGEST_STEP,
     LEAST_STEP,
     divide_for_code,
-    divisor,
     finish,
     finish_as_operand,
     load_divisor,
     load_scale,
     operand_value,
+    with_reciprocal,
 )
 
 
@@ -41,8 +41,7 @@ def rounded(value: Fraction) -> Fraction:
 
 def quotient(x: Fraction, step: Fraction) -> Fraction:
     """`divide_for_code`, operation by operation; each is one rounding of an exact value."""
-    high = rounded(1 / step)
-    low = rounded(rounded(1 - high * step) / step)
+    _, high, low = map(Fraction, with_reciprocal(torch.tensor(float(step))).tolist())
     return rounded(x * high + rounded(x * low))
 
 
@@ -66,6 +65,14 @@ VALUES = st.one_of(
     st.builds(float32, SIGNIFICANDS, st.integers(-149, 104)),
     st.builds(float32, st.integers(0, 2**23 - 1), st.just(-149)),  # zero and subnormals
 )
+
+
+@given(STEPS)
+def test_a_reciprocal_has_48_bits(step: Fraction) -> None:
+    """What the bound of `divide_for_code` begins with."""
+    same, high, low = map(Fraction, with_reciprocal(torch.tensor(float(step))).tolist())
+    assert (same, high) == (step, rounded(1 / step))
+    assert abs((high + low) * step - 1) <= Fraction(2) ** -48 + Fraction(2) ** -70
 
 
 def test_the_least_and_the_largest_step() -> None:
@@ -143,7 +150,7 @@ def quiet_overflow() -> Iterator[None]:
 @triton.jit
 def _divide(x_ptr, step_ptr, out_ptr, N: tl.constexpr):
     places = tl.program_id(0) * N + tl.arange(0, N)
-    x, by = tl.load(x_ptr + places), divisor(tl.load(step_ptr))
+    x, by = tl.load(x_ptr + places), load_divisor(step_ptr, "int8")
     tl.store(out_ptr + places, divide_for_code(x, by))
 
 
@@ -177,7 +184,7 @@ def values_around_codes(step: float) -> Tensor:
 
 
 def _step(step: float) -> Tensor:
-    return torch.tensor(step, dtype=torch.float32, device=DEVICE)
+    return with_reciprocal(torch.tensor(step, dtype=torch.float32, device=DEVICE))
 
 
 @pytest.mark.parametrize("step", [0.0371, 1.0, 3e-7, 2.0**-20, 977.3])
@@ -185,7 +192,7 @@ def test_quotients_of_a_kernel_are_torchs(step: float) -> None:
     x = values_around_codes(step)
     out = torch.full_like(x, torch.nan)
     _divide[(8,)](x, _step(step), out, N=1024)
-    expected = x / _step(step)
+    expected = x / _step(step)[0]
     near = (expected.abs() < 449) & ((expected == 0) | (expected.abs() > 2.0**-10))
     assert near.sum() > 7500
     assert torch.equal(out[near], expected[near])
@@ -199,7 +206,7 @@ def test_codes_of_a_kernel_are_those_of_the_law(fmt, step: float, relu: bool) ->
     out = torch.full(x.shape, 77, dtype=fmt.dtype, device=DEVICE)
     stored = out if fmt is INT8 else out.view(torch.uint8)
     _finish[(8,)](x, _step(step), stored, relu, "int8" if fmt is INT8 else "fp8", N=1024)
-    expected = quantize(x.relu() if relu else x, _step(step), fmt)
+    expected = quantize(x.relu() if relu else x, _step(step)[0], fmt)
     assert torch.equal(out.float(), expected.float())
 
 
@@ -221,8 +228,8 @@ def test_an_operand_is_the_value_of_what_would_be_stored(fmt, relu: bool) -> Non
     out = torch.full_like(x, torch.nan)
     name = "int8" if fmt is INT8 else "fp8"
     _operand[(8,)](x, _step(step), _step(other), out, relu, name, N=1024)
-    codes = quantize(x.relu() if relu else x, _step(step), fmt)
-    assert torch.equal(out, codes.float() * _step(other))
+    codes = quantize(x.relu() if relu else x, _step(step)[0], fmt)
+    assert torch.equal(out, codes.float() * _step(other)[0])
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -239,7 +246,7 @@ def test_values_of_all_codes(fmt: str) -> None:
     codes = stored.view(torch.int8 if fmt == "int8" else torch.float8_e4m3fn)
     out = torch.zeros(256, device=DEVICE)
     _value[(1,)](codes if fmt == "int8" else stored, _step(0.0371), out, fmt, N=256)
-    expected = codes.float() * _step(0.0371)
+    expected = codes.float() * _step(0.0371)[0]
     finite = ~expected.isnan()
     assert finite.sum() == (256 if fmt == "int8" else 254)
     assert torch.equal(out[finite], expected[finite])

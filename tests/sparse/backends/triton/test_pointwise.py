@@ -15,6 +15,7 @@ from voxelquant.numerics import (
     quantize,
     requantize_in_turn,
 )
+from voxelquant.sparse.backends.triton.epilogue import with_reciprocal
 from voxelquant.sparse.backends.triton.pointwise import add_rows, convert_rows
 
 CAPACITY = 150
@@ -50,7 +51,7 @@ def _require(out: Tensor, expected: Tensor, n: int) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_values_are_taken_through_steps(name: str, steps: int, n: int) -> None:
     fmt, x = FORMATS[name], _values(5)
-    scales = torch.stack(STEPS[:steps])
+    scales = with_reciprocal(torch.stack(STEPS[:steps]))
     expected = requantize_in_turn(quantize(x, STEPS[0], fmt), STEPS[:steps], fmt)
     out = _marked(5, fmt.dtype)
     convert_rows(x.to(DEVICE), _count(n), out, scales=scales.to(DEVICE), codes=name)
@@ -66,7 +67,7 @@ def test_codes_of_the_first_step_are_codes_already(name: str, steps: int) -> Non
     fmt = FORMATS[name]
     codes = quantize(_values(24), STEPS[0], fmt)
     out = _marked(24, fmt.dtype)
-    scales = torch.stack(STEPS[:steps]).to(DEVICE)
+    scales = with_reciprocal(torch.stack(STEPS[:steps])).to(DEVICE)
     convert_rows(codes.to(DEVICE), _count(101), out, scales=scales, codes=name)
     _require(out, requantize_in_turn(codes, STEPS[:steps], fmt), 101)
 
@@ -94,7 +95,7 @@ def test_sums(operands: str, result: str, relu: bool) -> None:
     last = None if result == "fp16" else STEPS[2]
     expected = total.half() if last is None else quantize(total, last, FORMATS[result])
     out = _marked(16, expected.dtype)
-    scales = [None if s is None else s.to(DEVICE) for s in (*steps, last)]
+    scales = [None if s is None else with_reciprocal(s).to(DEVICE) for s in (*steps, last)]
     add_rows(
         a.to(DEVICE),
         b.to(DEVICE),

@@ -17,26 +17,31 @@ _INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 _ROUNDER: tl.constexpr = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it leaves no fraction
 
 
-@triton.jit
-def divisor(step):
-    """What dividing by a step takes, made once: `(step, high, low)`.
+def with_reciprocal(step: Tensor) -> Tensor:
+    """A step of codes as kernels read it, to multiply and to divide by.
 
-    `high + low` is the reciprocal of the step to 48 bits, each part rounded to float32.
+    Args:
+        step: float32, from LEAST_STEP to LARGEST_STEP.
+
+    Returns:
+        `[..., 3]` float32, where the step is: the step, and its reciprocal in two parts, 48 bits in
+        all. Made here, since programs of a few microseconds would wait for two divisions.
     """
-    high = tl.div_rn(1.0, step)
-    low = tl.div_rn(tl.fma(high, -step, 1.0), step)  # the residual is exact
-    return step, high, low
+    exact = step.cpu().double()
+    high = (1.0 / exact).float()
+    low = ((1.0 - high.double() * exact) / exact).float()  # the product of 24 bits each is exact
+    return torch.stack((exact.float(), high, low), dim=-1).to(step.device)
 
 
 @triton.jit
 def divide_for_code(x, by):
     """A quotient that rounds to the code to which `x ÷ step`, rounded as IEEE 754 wants it, rounds.
 
-    `by` is `divisor(step)`, of a step from LEAST_STEP to LARGEST_STEP; |x ÷ step| <= 449. The
-    hardware's own division branches into a routine for zeros and subnormals, and zeros are what a
-    ReLU leaves; a corrected quotient takes five operations. This one takes two, and is the rounded
-    quotient but in the rarest cases (Brisebarre, Muller and Raina 2004, IEEE Trans. Computers 53,
-    algorithm 1):
+    `by` is what `load_divisor` gives, of a step from LEAST_STEP to LARGEST_STEP; |x ÷ step| <= 449.
+    The hardware's own division branches into a routine for zeros and subnormals, and zeros are what
+    a ReLU leaves; a corrected quotient takes five operations. This one takes two, and is the
+    rounded quotient but in the rarest cases (Brisebarre, Muller and Raina 2004, IEEE Trans.
+    Computers 53, algorithm 1):
 
         q = x * high + (x * low)        the sum fused, so rounded once
 
@@ -92,21 +97,21 @@ def quantize_fp8(x, by, RELU: tl.constexpr = False):
 
 
 @triton.jit
-def load_scale(scale_ptr, FORMAT: tl.constexpr):
-    """Step of codes; 1 for fp16 values, which have none."""
+def load_scale(step_ptr, FORMAT: tl.constexpr):
+    """Step of codes to multiply by; 1 for fp16 values, which have none."""
     if FORMAT == "fp16":
         return 1.0
     else:
-        return tl.load(scale_ptr)
+        return tl.load(step_ptr)
 
 
 @triton.jit
-def load_divisor(scale_ptr, FORMAT: tl.constexpr):
-    """`divisor` of the step of codes; 1 for fp16 values, which have none."""
+def load_divisor(step_ptr, FORMAT: tl.constexpr):
+    """Step of codes to divide by and its reciprocal, of `with_reciprocal`; see `load_scale`."""
     if FORMAT == "fp16":
         return 1.0, 1.0, 0.0
     else:
-        return divisor(tl.load(scale_ptr))
+        return tl.load(step_ptr), tl.load(step_ptr + 1), tl.load(step_ptr + 2)
 
 
 @triton.jit

@@ -154,7 +154,9 @@ def conv_kernel(
             tl.static_assert(COLUMNS * (KZ * PARTS) * (KZ * PARTS) < _ONE)
             taps, n_taps = list_taps(group, KZ)
             width = n_taps * PARTS
-            reciprocal = _ONE // tl.maximum(width, 1) + 1
+            reciprocal = 0
+            for n in tl.static_range(1, KZ + 1):
+                reciprocal = tl.where(n_taps == n, _ONE // (n * PARTS) + 1, reciprocal)
         else:
             taps = 0
             width = KZ * PARTS

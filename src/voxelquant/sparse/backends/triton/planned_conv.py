@@ -146,7 +146,8 @@ def launch_conv(
         groups: the rows of the map in groups; needed for steps of taps that were seen.
         multiplier: `[c_out]` float32 of a convolution of codes.
         bias: `[c_out]` float32 or float16.
-        scales: steps of the convolution's own codes, of both operands of the sum, of its codes.
+        scales: steps of the convolution's own codes, of both operands of the sum, of its codes; of
+            `with_reciprocal`, None for values.
         residual: `[capacity, c_out]` other operand of the sum.
         shared_sums: where the programs of a split tile meet; needed for more than one split.
         early: whether the map was complete before the launch before this one began.

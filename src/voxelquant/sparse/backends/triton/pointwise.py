@@ -8,7 +8,6 @@ from torch import Tensor
 
 from voxelquant.sparse.backends.triton.epilogue import (
     code_value,
-    divisor,
     finish,
     format_name,
     load_divisor,
@@ -43,7 +42,7 @@ def convert_rows(
         x: `[capacity, c]` float16 values, or codes of the first step.
         count: `[1]` int32 rows that exist.
         out: `[capacity, c]` codes of the last step, or their float16 values.
-        scales: `[steps]` float32; None to keep values as they are.
+        scales: `[steps, 3]` float32, of `with_reciprocal`; None to keep values as they are.
         codes: format of the codes between, `int8` or `fp8`.
         relu: whether negative values become zero first.
     """
@@ -92,14 +91,14 @@ def _convert_rows(
     if RELU:
         value = tl.maximum(value, 0.0)
     for step in tl.static_range(STEPS):
-        scale = tl.load(scales_ptr + step)
+        by = load_divisor(scales_ptr + 3 * step, CODES)
         # Codes that come with the first step are codes already.
         if step > 0 or SOURCE == "fp16":
             if CODES == "fp8":
-                stored = quantize_fp8(value, divisor(scale))
+                stored = quantize_fp8(value, by)
             else:
-                stored = quantize_int8(value, divisor(scale))
-        value = code_value(stored, CODES) * scale
+                stored = quantize_int8(value, by)
+        value = code_value(stored, CODES) * by[0]
     if RESULT == "fp16":
         tl.store(out_ptr + places, value.to(tl.float16), mask=there)
     else:
@@ -123,7 +122,7 @@ def add_rows(
         count: `[1]` int32 rows that exist.
         out: `[capacity, c]` codes or float16 values.
         relu: whether a ReLU follows.
-        scales: steps of both operands and of the result; None where it holds values.
+        scales: steps of both operands and of the result, of `with_reciprocal`; None for values.
     """
     _add_rows[(triton.cdiv(a.numel(), _BLOCK),)](
         stored_bits(a),
