@@ -105,9 +105,11 @@ class Accuracy:
         )  # fmt: skip
 
     def ptq(self) -> None:
-        """Every method on every number of batches."""
-        verbs = [self._ptq(method, batches) for batches in self.plan.batches for method in METHODS]
-        self.runs.run_together(verbs, self.at_once)
+        """Every method on every number of batches, each of which are observed once."""
+        first, *others = METHODS
+        for methods in ((first,), others):
+            verbs = [self._ptq(m, batches) for batches in self.plan.batches for m in methods]
+            self.runs.run_together(verbs, self.at_once)
 
     def qat(self) -> None:
         """Training from the MSE state, and the control."""
@@ -188,7 +190,7 @@ class Accuracy:
             str(state.relative_to(self.folder)),
             ("ptq", self.config, "--data", "synthetic", "--seed", CALIBRATION_SEED,
              "--weights", self.weights, "--method", method, "--calibrate-batches", batches,
-             "--work-dir", state.parent),
+             "--observations", self.folder / f"observed_{batches}", "--work-dir", state.parent),
         )  # fmt: skip
 
     def _evaluation(self, row: Row) -> Verb:

@@ -129,6 +129,23 @@ def test_another_method_uses_what_was_observed(tmp_path, ptq, done, interrupt) -
     assert states[0].read_bytes() == states[1].read_bytes()
 
 
+def test_observations_that_are_kept_serve_other_methods(
+    tmp_path, ptq, done, refusal, monkeypatch
+) -> None:
+    kept = ("--observations", tmp_path / "kept")
+    done(*ptq(tmp_path / "mse", *kept))
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [KEPT]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "observe", None)
+        done(*ptq(tmp_path / "max", "--method", "max", *kept))
+    done(*ptq(tmp_path / "alone", "--method", "max"))
+    states = [tmp_path / name / "ptq.safetensors" for name in ("max", "alone")]
+    assert states[0].read_bytes() == states[1].read_bytes()
+    line = refusal(*ptq(tmp_path / "fewer", "--calibrate-batches", 2, *kept))
+    assert line.startswith(f"{tmp_path / 'kept' / KEPT}: got observations of other number of batc")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [KEPT]
+
+
 def test_the_calibration_before_a_training_continues_too(
     tmp_path, ptq, done, interrupt, unbroken
 ) -> None:

@@ -28,6 +28,11 @@ from voxelquant.cli.training_options import CLASS_MIX_OPTION
     type=click.Choice(["mse", "max", "percentile", "entropy"]),
     help="How ranges are chosen; default: the recipe's.",
 )
+@click.option(
+    "--observations",
+    type=click.Path(path_type=Path),
+    help="Folder that keeps what was seen: there another --method reads no frames again.",
+)
 @click.option("--recipe", default="reference", show_default=True, help="Bundled name or YAML file.")
 @click.option("--split", help="Default: the dataset's split for training.")
 @click.option("--version", help="Version folder; default: the only one.")

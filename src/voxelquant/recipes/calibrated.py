@@ -51,6 +51,7 @@ class CalibrationRequest:
         batches: fewer are taken where the dataset has no more.
         batch_size: frames of each.
         num_workers: processes that read ahead, beside each process that calibrates.
+        observations: folder where it is kept what was seen, beyond the run; instead of `work_dir`.
     """
 
     weights: Path
@@ -61,6 +62,7 @@ class CalibrationRequest:
     batches: int = 400
     batch_size: int = 1
     num_workers: int = 0
+    observations: Path | None = None
 
     @property
     def job(self) -> CalibrationJob:
@@ -80,7 +82,7 @@ def calibrate_together(
     """Quantize a detector; all processes call this, and the ranges are those of one process.
 
     What was observed is kept in the work dir, so a run that was killed continues when it is
-    started again.
+    started again; with `observations` for other methods too, which then read no frames.
 
     Args:
         detector: float detector; stays as it is.
@@ -96,7 +98,9 @@ def calibrate_together(
     request.recipe.check_method(request.method)  # before the work
     job = request.job
     calibration = Calibration(detector, request.recipe, job, world)
-    line = calibration.begin(request.work_dir, file_digest(request.weights))
+    kept_in = request.observations or request.work_dir
+    lasting = request.observations is not None
+    line = calibration.begin(kept_in, file_digest(request.weights), lasting=lasting)
     if line:
         reporter.say(f"calibration: {line}")
     title = f"calibrating{world.in_words} on {counted(job.batches, 'batch', 'batches')}"

@@ -82,22 +82,26 @@ class Calibration:
         self.seen = Seen(0, {})
         self._file: CalibrationFile | None = None
 
-    def begin(self, work_dir: Path, weights_digest: str) -> str:
+    def begin(self, folder: Path, weights_digest: str, *, lasting: bool = False) -> str:
         """Insert quantizers by this process's first batch, and continue an interrupted run.
 
         Args:
-            work_dir: where it is kept what was seen, until `forget`.
+            folder: where it is kept what was seen.
             weights_digest: identifies the float weights.
+            lasting: whether it stays there, for other methods; else until `forget`.
 
         Returns:
             A line about what was found there; empty if nothing was.
+
+        Raises:
+            CalibrationError: what is to last there already is of another request.
         """
         if not self.own:
             return ""
         first = next(self._batches(self.own[:1]))
         self.model = quantize(self.detector.network, self.recipe, example=first)
         request = self._request(first, weights_digest)
-        self._file = CalibrationFile(work_dir, self.world.shard, request)
+        self._file = CalibrationFile(folder, self.world.shard, request, lasting)
         self.seen, line = self._file.load()
         return line
 
@@ -141,9 +145,9 @@ class Calibration:
             self._file.save(self.seen)
 
     def forget(self) -> None:
-        """Remove what was kept; for when the result is written."""
+        """Remove what was kept, unless it is to last; for when the result is written."""
         self.world.barrier()
-        if self._file is not None:
+        if self._file is not None and not self._file.lasting:
             self._file.remove()
 
     def _batches(self, indices: Sequence[int], num_workers: int = 0) -> Iterator[SparseTensor]:

@@ -24,22 +24,25 @@ class Seen:
 
 @dataclass(frozen=True)
 class CalibrationFile:
-    """Where one process keeps its part of a calibration until the result is written.
+    """Where one process keeps its part of a calibration until the result is written, or longer.
 
     Attributes:
-        work_dir: folder of the run.
+        folder: of the run, or one for observations.
         shard: the process.
         request: all that the histograms depend on, as plain JSON.
+        lasting: whether the file is meant to outlive the run; one of another request is then not
+            replaced.
     """
 
-    work_dir: Path
+    folder: Path
     shard: Shard
     request: Mapping[str, Any]
+    lasting: bool = False
 
     @property
     def path(self) -> Path:
         """Each process has its own file, so nothing is shared while they work."""
-        return self.work_dir / f"calibration.rank{self.shard.rank}.safetensors"
+        return self.folder / f"calibration.rank{self.shard.rank}.safetensors"
 
     def save(self, seen: Seen) -> None:
         """Keep what was seen so far; a process that is killed meanwhile leaves the file before."""
@@ -47,9 +50,12 @@ class CalibrationFile:
         write_histograms(self.path, seen.histograms, facts)
 
     def load(self) -> tuple[Seen, str]:
-        """What an interrupted run of the same request has seen, and a line about it for the user.
+        """What an earlier run of the same request has seen, and a line about it for the user.
 
         A file of another request, or a damaged one, counts for nothing.
+
+        Raises:
+            CalibrationError: a lasting file is of another request.
         """
         nothing = Seen(0, {})
         if not self.path.exists():
@@ -60,6 +66,11 @@ class CalibrationFile:
             return nothing, f"starting afresh: {error}"
         found = facts.get("request", {})
         other = [key for key, value in self.request.items() if found.get(key) != value]
+        if other and self.lasting:
+            raise CalibrationError(
+                f"{self.path}: got observations of other {', '.join(other)}; keep these ones in "
+                "another folder (--observations), or remove the file"
+            )
         if other:
             return nothing, f"starting afresh: {self.path} is of other {', '.join(other)}"
         batches = counted(facts["batches"], "batch", "batches")
@@ -70,5 +81,5 @@ class CalibrationFile:
         self.path.unlink(missing_ok=True)
         if self.shard.rank == 0:
             for pattern in ("calibration.rank*", ".calibration.rank*"):  # whole, and begun
-                for path in self.work_dir.glob(f"{pattern}.safetensors"):
+                for path in self.folder.glob(f"{pattern}.safetensors"):
                     path.unlink(missing_ok=True)

@@ -42,7 +42,8 @@ class PtqRequest:
     """What the command line asks for; None is the config's data root or the recipe's method.
 
     With `data` = `synthetic` frames are generated, those of world `seed` (None is 0) and
-    `class_mix` (None is nuScenes' own); frames on disk have neither.
+    `class_mix` (None is nuScenes' own); frames on disk have neither. `observations` is a folder
+    that keeps what was seen, for other methods.
     """
 
     config: str
@@ -59,6 +60,7 @@ class PtqRequest:
     num_workers: int = 0
     seed: int | None = None
     class_mix: ClassMix | None = None
+    observations: Path | None = None
 
 
 def run_ptq(request: PtqRequest, reporter: StageReporter) -> Path:
@@ -81,7 +83,8 @@ def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Pat
     recipe = load_recipe(request.recipe)
     frames = _open_frames(request, config, world.device)
     detector = open_detector(config, request.weights, Engine.FLOAT, world.device)
-    make_work_dir(request.work_dir)
+    for folder in filter(None, (request.work_dir, request.observations)):
+        make_work_dir(folder)
     calibration = CalibrationRequest(
         weights=request.weights,
         dataset=frames,
@@ -91,6 +94,7 @@ def _quantize(request: PtqRequest, reporter: StageReporter, world: World) -> Pat
         batches=request.calibrate_batches,
         batch_size=request.batch_size,
         num_workers=request.num_workers,
+        observations=request.observations,
     )
 
     def finish(calibrated: Calibrated) -> None:
@@ -124,7 +128,8 @@ def _open_frames(request: PtqRequest, config: DetectorConfig, device: str) -> Na
 def _write_metrics(
     request: PtqRequest, calibrated: Calibrated, job: CalibrationJob, origin: dict[str, Any]
 ) -> None:
-    asked = {k: v for k, v in asdict(request).items() if k not in ("work_dir", "data")}
+    places = ("work_dir", "data", "observations")
+    asked = {k: v for k, v in asdict(request).items() if k not in places}
     payload = {
         "recipe": calibrated.state.recipe.name,
         "frames": str(job.dataset),
