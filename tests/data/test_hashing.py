@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from voxelquant.data.synthetic.hashing import Dice, hash_counters, mix_bits, quarter_uniforms
+from voxelquant.data.hashing import Dice, hash_counters, mix_bits, quarter_uniforms, random_order
 
 MASK = 2**64 - 1
 
@@ -54,3 +54,20 @@ def test_the_quarters_of_a_word_are_independent_uniforms() -> None:
     assert quarters.max() < 1
     correlation = torch.corrcoef(quarters) - torch.eye(4)
     assert correlation.abs().max() < 0.015
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 1000])
+@pytest.mark.parametrize("key", [0, 2**62 - 1])
+def test_an_order_is_that_of_words(count: int, key: int) -> None:
+    words = [splitmix64((key + step * 0x9E3779B97F4A7C15) & MASK) for step in range(1, count + 1)]
+    signed = [word - (word >> 63 << 64) >> 32 for word in words]
+    order = random_order(count, key, torch.device("cpu"))
+    assert order.tolist() == sorted(range(count), key=signed.__getitem__)
+
+
+def test_every_place_is_as_likely() -> None:
+    keys = range(0, 2**60, 2**48)
+    orders = torch.stack([random_order(10, key, torch.device("cpu")) for key in keys])
+    counts = torch.stack([(orders == number).sum(dim=0) for number in range(10)])
+    expected = len(orders) / 10
+    assert (counts - expected).abs().max() < 5 * expected**0.5

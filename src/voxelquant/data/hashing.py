@@ -45,6 +45,26 @@ def _shift_right(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def random_order(count: int, key: int, device: torch.device) -> Tensor:
+    """A permutation of 0 ... count - 1, [count] int64, the same on every device.
+
+    Numbers in the order of 32-bit words that belong to them; of equal words the first comes first.
+
+    Args:
+        count: numbers.
+        key: drawn at random, of 63 bits at most.
+        device: where the order is made.
+
+    Example:
+        >>> random_order(6, 5, torch.device("cpu"))
+        tensor([1, 3, 4, 2, 5, 0])
+    """
+    # As many steps as the next power of two: few sizes are kept, for clouds of any.
+    steps = _steps(1 << count.bit_length(), device)[0, :count]
+    words = (mix_bits(steps + key) >> 32).to(torch.int32)  # half as long to sort as 64 bits
+    return torch.argsort(words, stable=True)
+
+
 @lru_cache(maxsize=1024)
 def _steps(count: int, device: torch.device) -> Tensor:
     """What `hash_counters` adds to a key for each of the first counters, [1, count]; shared."""
