@@ -49,8 +49,8 @@ def two_detectors(config: DetectorConfig) -> tuple[CenterPoint, CenterPoint]:
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
-    gap = (found.double() - expected.double()).norm()
-    return float(gap / expected.double().norm().clamp_min(1e-12))
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 @pytest.mark.parametrize("amp", [False, True])
