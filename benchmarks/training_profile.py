@@ -2,11 +2,13 @@
 
     python benchmarks/training_profile.py --config centerpoint_voxel0075 --out profile.json
 
-Parts of a step are timed one by one, in order, the device idle before and after each; then a run of
+Parts of a step are timed one by one, in order, the device idle before and after each (`parts_ms`);
+`host_ms` of a part ends when the call returns: launches, and what they wait for. Then a run of
 whole steps as `voxelquant train` makes them: on a GPU with the next batches made ahead, in a thread
-of their own. `busy` is the time of such a step during which the GPU computes, `launches` what it
-does then, and `calls` what the host has to launch for it, a graph being one call (torch's
-profiler). Frames are generated apart from that, 64 at once as the training source makes them.
+of their own. `busy` is the time of a step during which the GPU computes, `launches` what it does
+then, and `calls` what the host has to launch for it, a graph being one call (torch's profiler,
+which two threads that launch can crash: these steps make their batches themselves). Frames are
+generated apart from that, 64 at once as the training source makes them.
 """
 
 import argparse
@@ -60,6 +62,14 @@ class Setting:
     turnover: int
     warmup: int
     repeats: int
+
+
+@dataclass(frozen=True)
+class PartTimes:
+    """Medians: until the call returned, and until the device was done."""
+
+    host_ms: float
+    done_ms: float
 
 
 class StepParts:
@@ -156,17 +166,23 @@ class StepParts:
         if self._ahead is None:
             prepared = map(self.trainee.prepare, self._batches)
             self._ahead = read_ahead(prepared, self.world.device)
-        batch = next(self._ahead)
-        outcome = launch_step(self.trainee, self.predict, batch, self.step, self.world)
-        if self._outcome is not None:
-            self._outcome.require_finite()
-        self._outcome = outcome
-        self.step += 1
+        self._train_on(next(self._ahead))
 
     def stop(self) -> None:
         """End the thread that makes batches ahead."""
         if self._ahead is not None:
             self._ahead.close()
+
+    def alone(self) -> None:
+        """The same work in one thread; the other has to have ended."""
+        self._train_on(self.trainee.prepare(next(self._batches)))
+
+    def _train_on(self, batch: TrainingBatch) -> None:
+        outcome = launch_step(self.trainee, self.predict, batch, self.step, self.world)
+        if self._outcome is not None:
+            self._outcome.require_finite()
+        self._outcome = outcome
+        self.step += 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -216,25 +232,26 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     generated = time_generation(setting, world)
     parts = StepParts(setting, world)
     by_part = time_each(parts.parts(), setting, world)
+    parts_ms = {name: times.done_ms for name, times in by_part.items()}
     measured: dict[str, Any] = {
         "generate_ms_a_frame": generated / GENERATED_AT_ONCE,
-        "parts_ms": by_part,
-        "sum_of_parts_ms": sum(by_part.values()),
+        "parts_ms": parts_ms,
+        "sum_of_parts_ms": sum(parts_ms.values()),
+        "host_ms": {name: times.host_ms for name, times in by_part.items()},
     }
     on_gpu = torch.device(world.device).type == "cuda"
     if on_gpu:
-        # Before whole steps, of which the batches are another thread's.
         measured["calls_by_part"] = {n: count_calls(part) for n, part in parts.parts().items()}
         torch.cuda.reset_peak_memory_stats()
     wall = time_run(parts.whole, setting, world)
+    parts.stop()
     measured |= {"step_ms": wall, "frames_per_s": 1e3 * setting.batch_size / wall}
     if on_gpu:
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        measured["calls_of_a_step"] = count_calls(parts.whole, repeats=PROFILED_STEPS)
-        busy = measure_busy(parts.whole, repeats=PROFILED_STEPS)
+        measured["calls_of_a_step"] = count_calls(parts.alone, repeats=PROFILED_STEPS)
+        busy = measure_busy(parts.alone, repeats=PROFILED_STEPS)
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    parts.stop()
     shown = ("batch_size", "amp", "graphed", "joined", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
@@ -252,7 +269,7 @@ def count_calls(part: Callable[[], object], repeats: int = 1) -> float:
 def time_generation(setting: Setting, world: World) -> float:
     """Median of a call in ms."""
     few = replace(setting, warmup=min(3, setting.warmup), repeats=min(20, setting.repeats))
-    return time_each({"generate": generation(setting, world)}, few, world)["generate"]
+    return time_each({"generate": generation(setting, world)}, few, world)["generate"].done_ms
 
 
 def generation(setting: Setting, world: World) -> Callable[[], object]:
@@ -281,18 +298,23 @@ def time_run(step: Callable[[], object], setting: Setting, world: World) -> floa
 
 def time_each(
     parts: dict[str, Callable[[], object]], setting: Setting, world: World
-) -> dict[str, float]:
-    """Median of each part in ms, all of them in turn."""
-    times: dict[str, list[float]] = {name: [] for name in parts}
+) -> dict[str, PartTimes]:
+    """Times of each part, all of them in turn."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
     for number in range(setting.warmup + setting.repeats):
         for name, part in parts.items():
             wait_for(world)
             started = time.perf_counter()
             part()
+            returned = time.perf_counter()
             wait_for(world)
+            done = time.perf_counter()
             if number >= setting.warmup:
-                times[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(of_part) for name, of_part in times.items()}
+                times[name].append((1e3 * (returned - started), 1e3 * (done - started)))
+    return {
+        name: PartTimes(*map(statistics.median, zip(*of_part, strict=True)))
+        for name, of_part in times.items()
+    }
 
 
 def wait_for(world: World) -> None:
