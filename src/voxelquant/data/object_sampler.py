@@ -219,7 +219,8 @@ def _usable_rows(
 def _free_of_overlap(boxes: Tensor, present: Tensor) -> list[int]:
     """Boxes that overlap neither with a present one nor with one of them that was taken before."""
     rectangles = bev_rectangles(torch.cat((boxes, present)))
-    overlap = rectangles_overlap(rectangles[: len(boxes)], rectangles)
+    # With present ones among themselves, which nobody asks for: all in half the operations.
+    overlap = rectangles_overlap(rectangles, rectangles)[: len(boxes)]
     blocked = overlap[:, len(boxes) :].any(dim=1, keepdim=True)
     mutual = overlap[:, : len(boxes)]
     taken: list[int] = []
