@@ -158,7 +158,7 @@ class StepParts:
     def update(self) -> None:
         """Clipped gradients to the optimiser."""
         limit = self.trainee.schedule.grad_clip_norm
-        torch.nn.utils.clip_grad_norm_(self.trainee.model.parameters(), limit, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self.trainee.parameters, limit, foreach=True)
         self.trainee.optimizer.step()
 
     def whole(self) -> None:

@@ -63,7 +63,7 @@ class QatTrainee(DetectorTrainee):
     def build_optimizer(self) -> torch.optim.AdamW:
         """Every weight and bias; learned ranges apart, without decay and at a rate of their own."""
         learned = {id(growth) for growth in self.ranges.learned}
-        weights = [p for p in self.model.parameters() if id(p) not in learned]
+        weights = [p for p in self.parameters if id(p) not in learned]
         groups: list[dict[str, object]] = [{"params": weights}]
         if learned:
             factor = self.ranges.policy.range_lr_factor
