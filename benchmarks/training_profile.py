@@ -16,20 +16,17 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
-from voxelquant.detection.dense_graph import DenseGraph
+from voxelquant.detection.dense_graph import GraphedDetector, LossGraph
 from voxelquant.detection.detector import CenterPoint
-from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.evaluation.gpu_timing import measure_busy
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.distributed import World, join_world
@@ -104,7 +101,6 @@ class StepParts:
         self.frames: list[Frame] = []
         self.predict = self._predictor()
         self.batch: TrainingBatch | None = None
-        self.maps: list[dict[str, Tensor]] = []
         self.loss = torch.zeros(())
         self.step = 0
 
@@ -112,13 +108,11 @@ class StepParts:
         if self.setting.joined or not self.setting.graphed:
             return self.trainee.predictor(self.world, self.setting.batch_size)
         self.trainee.set_mode()
-        dense = DenseGraph(
-            self.trainee.detector,
-            self.setting.batch_size,
-            amp=self.setting.amp,
-            join_branches=False,
+        detector = self.trainee.detector
+        graph = LossGraph(
+            detector, self.setting.batch_size, amp=self.setting.amp, join_branches=False
         )
-        return partial(self.trainee.detector, dense=dense)
+        return GraphedDetector(detector, graph)
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The parts by name, in order."""
@@ -126,7 +120,6 @@ class StepParts:
             "frames": self.draw,
             "prepare": self.read,
             "forward": self.forward,
-            "loss": self.measure_loss,
             "backward": self.backward,
             "update": self.update,
         }
@@ -140,16 +133,11 @@ class StepParts:
         self.batch = self.trainee.prepare(self.frames)
 
     def forward(self) -> None:
-        """Raw maps."""
+        """Maps and their loss."""
         assert self.batch is not None
         self.trainee.set_mode()
         self.trainee.optimizer.zero_grad(set_to_none=True)
-        self.maps = self.trainee.predict(self.predict, self.batch.x)
-
-    def measure_loss(self) -> None:
-        """Losses."""
-        assert self.batch is not None
-        self.loss = centerpoint_loss(self.maps, self.batch.targets, self.trainee.spec).total
+        self.loss = self.trainee.loss(self.predict, self.batch)
 
     def backward(self) -> None:
         """Gradients."""

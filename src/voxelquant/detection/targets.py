@@ -91,6 +91,26 @@ def assign_targets_batch(
     return _assign_all_tasks(_give_slots(all_boxes, all_labels, frame, spec), len(counts), spec)
 
 
+def pack_targets(targets: Sequence[TaskTargets]) -> tuple[Tensor, ...]:
+    """Batched targets of all tasks in five tensors, in the order of the fields.
+
+    Heatmaps [b, classes of all tasks, H, W]; of all else a task is a row, [b, t, max_objs, ...].
+    """
+    rows = zip(*((task.anno_box, task.ind, task.mask, task.cat) for task in targets), strict=True)
+    hm = torch.cat([task.hm for task in targets], dim=1)
+    return hm, *(torch.stack(row, dim=1) for row in rows)
+
+
+def unpack_targets(packed: Sequence[Tensor], spec: HeadSpec) -> list[TaskTargets]:
+    """The targets of each task, views of what `pack_targets` returns."""
+    hm, *columns = packed
+    heatmaps = hm.split([len(task.class_names) for task in spec.tasks], dim=1)
+    return [
+        TaskTargets(of_task, *(column[:, task] for column in columns))
+        for task, of_task in enumerate(heatmaps)
+    ]
+
+
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
     """How far (in cells) both corners of a box may move and still overlap it by `overlap`.
 
@@ -191,11 +211,7 @@ def _assign_all_tasks(objects: _Objects, batch_size: int, spec: HeadSpec) -> lis
         name: column.new_zeros((*slots, *column.shape[1:])).index_put_(place, column)[:, :, :spare]
         for name, column in columns.items()
     }
-    heatmaps = hm.split([len(task.class_names) for task in spec.tasks], dim=1)
-    return [
-        TaskTargets(hm=of_task, **{name: column[:, task] for name, column in filled.items()})
-        for task, of_task in enumerate(heatmaps)
-    ]
+    return unpack_targets((hm, *filled.values()), spec)
 
 
 def _in_cells(boxes: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:

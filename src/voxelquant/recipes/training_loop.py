@@ -217,8 +217,8 @@ class Outcome:
     """
 
     def __init__(self, loss: Tensor, norm: Tensor) -> None:
-        self.loss = loss.detach()
-        on_device = torch.stack((norm.detach().float(), self.loss.float()))
+        on_device = torch.stack((norm.detach().float(), loss.detach().float()))
+        self.loss = on_device[1]  # a graph would overwrite its own
         self._values = on_device.to("cpu", non_blocking=True)
         self._arrived = torch.cuda.Event() if on_device.is_cuda else None
         if self._arrived is not None:
