@@ -66,10 +66,8 @@ class DetectorTrainee(Trainee):
         device = frames[0].points.device
         boxes = [_require(frame.boxes_det3d, frame.token) for frame in frames]
         labels = [_require(frame.labels, frame.token) for frame in frames]
-        # Boxes may have stayed with the host. In one transfer, they are the sooner on a GPU.
-        counts = [len(of_frame) for of_frame in boxes]
-        all_boxes, all_labels = (torch.cat(parts).to(device) for parts in (boxes, labels))
-        return assign_targets_batch(all_boxes.split(counts), all_labels.split(counts), self.spec)
+        # Boxes may have stayed with the host.
+        return assign_targets_batch(boxes, labels, self.spec, device=device)
 
     def predictor(self, world: World, batch_size: int) -> Predict:
         """Runs the model; alone on a GPU, what follows the backbone is graphs."""
