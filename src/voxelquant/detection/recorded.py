@@ -19,8 +19,9 @@ class Recorded:
     What `torch.cuda.make_graphed_callables` does, which keeps the autograd graph of the recording
     besides, and with it the stream on which it would then accumulate gradients.
 
-    Parameters must stay the same tensors; a gradient is to be taken and set to None before the next
-    call, and what a call returns to be read, since all calls write into the same memory.
+    Parameters must stay the same tensors. A backward pass sets their gradients and adds nothing to
+    what is there. They are to be used before the next call, and what a call returns to be read,
+    since all calls write into the same memory.
 
     Args:
         module: its work depends on shapes and parameters, and on no value.
@@ -50,7 +51,7 @@ class Recorded:
 
 def replay(recorded: Recorded, *inputs: Tensor) -> Tensor:
     """What the module returns for these inputs, of the shapes that it was recorded with."""
-    out: Tensor = _Replay.apply(recorded, *inputs, *recorded.parameters)
+    out: Tensor = _Replay.apply(recorded, *inputs)
     return out
 
 
@@ -72,10 +73,9 @@ def _in_order_of(grad: Tensor, leaf: Tensor) -> Tensor:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorded: Recorded, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, recorded: Recorded, *inputs: Tensor) -> Tensor:
         ctx.recorded = recorded
-        # The parameters that follow are where the graph reads them.
-        for kept, given in zip(recorded.inputs, tensors, strict=False):
+        for kept, given in zip(recorded.inputs, inputs, strict=True):
             kept.copy_(given)
         recorded.forward.replay()
         return recorded.out.detach()
@@ -86,5 +86,8 @@ class _Replay(torch.autograd.Function):
         recorded: Recorded = ctx.recorded
         recorded.grad_out.copy_(grad_outputs[0])
         recorded.backward.replay()
-        of_first, *of_parameters = (grad.detach() for grad in recorded.grads)
-        return None, of_first, *[None] * (len(recorded.inputs) - 1), *of_parameters
+        of_first, *of_parameters = recorded.grads
+        # Handed to autograd one by one, hundreds of gradients take a host ten times as long.
+        for parameter, grad in zip(recorded.parameters, of_parameters, strict=True):
+            parameter.grad = grad
+        return None, of_first.detach(), *[None] * (len(recorded.inputs) - 1)
