@@ -2,11 +2,13 @@
 
     python benchmarks/training_profile.py --config centerpoint_voxel0075 --out profile.json
 
-Parts of a step are timed one by one, in order, the device idle before and after each; then a run of
+Parts of a step are timed one by one, in order, the device idle before and after each (`parts_ms`);
+`host_ms` of a part ends when the call returns: launches, and what they wait for. Then a run of
 whole steps as `voxelquant train` makes them: on a GPU with the next batches made ahead, in a thread
-of their own. `busy` is the time of such a step during which the GPU computes, `launches` what it
-does then, and `calls` what the host has to launch for it, a graph being one call (torch's
-profiler). Frames are generated apart from that, 64 at once as the training source makes them.
+of their own. `busy` is the time of a step during which the GPU computes, `launches` what it does
+then, and `calls` what the host has to launch for it, a graph being one call (torch's profiler,
+which two threads that launch can crash: these steps make their batches themselves). Frames are
+generated apart from that, 64 at once as the training source makes them.
 """
 
 import argparse
@@ -14,20 +16,17 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from voxelquant.data.frame import Frame
 from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
-from voxelquant.detection.dense_graph import DenseGraph
+from voxelquant.detection.dense_graph import GraphedDetector, LossGraph
 from voxelquant.detection.detector import CenterPoint
-from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.evaluation.gpu_timing import measure_busy
 from voxelquant.recipes.artifacts import provenance, write_json_atomic
 from voxelquant.recipes.distributed import World, join_world
@@ -62,6 +61,14 @@ class Setting:
     repeats: int
 
 
+@dataclass(frozen=True)
+class PartTimes:
+    """Medians: until the call returned, and until the device was done."""
+
+    host_ms: float
+    done_ms: float
+
+
 class StepParts:
     """One training step, part by part; each part leaves what the next one needs."""
 
@@ -94,7 +101,6 @@ class StepParts:
         self.frames: list[Frame] = []
         self.predict = self._predictor()
         self.batch: TrainingBatch | None = None
-        self.maps: list[dict[str, Tensor]] = []
         self.loss = torch.zeros(())
         self.step = 0
 
@@ -102,13 +108,11 @@ class StepParts:
         if self.setting.joined or not self.setting.graphed:
             return self.trainee.predictor(self.world, self.setting.batch_size)
         self.trainee.set_mode()
-        dense = DenseGraph(
-            self.trainee.detector,
-            self.setting.batch_size,
-            amp=self.setting.amp,
-            join_branches=False,
+        detector = self.trainee.detector
+        graph = LossGraph(
+            detector, self.setting.batch_size, amp=self.setting.amp, join_branches=False
         )
-        return partial(self.trainee.detector, dense=dense)
+        return GraphedDetector(detector, graph)
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The parts by name, in order."""
@@ -116,7 +120,6 @@ class StepParts:
             "frames": self.draw,
             "prepare": self.read,
             "forward": self.forward,
-            "loss": self.measure_loss,
             "backward": self.backward,
             "update": self.update,
         }
@@ -130,16 +133,11 @@ class StepParts:
         self.batch = self.trainee.prepare(self.frames)
 
     def forward(self) -> None:
-        """Raw maps."""
+        """Maps and their loss."""
         assert self.batch is not None
         self.trainee.set_mode()
         self.trainee.optimizer.zero_grad(set_to_none=True)
-        self.maps = self.trainee.predict(self.predict, self.batch.x)
-
-    def measure_loss(self) -> None:
-        """Losses."""
-        assert self.batch is not None
-        self.loss = centerpoint_loss(self.maps, self.batch.targets, self.trainee.spec).total
+        self.loss = self.trainee.loss(self.predict, self.batch)
 
     def backward(self) -> None:
         """Gradients."""
@@ -148,7 +146,7 @@ class StepParts:
     def update(self) -> None:
         """Clipped gradients to the optimiser."""
         limit = self.trainee.schedule.grad_clip_norm
-        torch.nn.utils.clip_grad_norm_(self.trainee.model.parameters(), limit, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self.trainee.parameters, limit, foreach=True)
         self.trainee.optimizer.step()
 
     def whole(self) -> None:
@@ -156,17 +154,23 @@ class StepParts:
         if self._ahead is None:
             prepared = map(self.trainee.prepare, self._batches)
             self._ahead = read_ahead(prepared, self.world.device)
-        batch = next(self._ahead)
-        outcome = launch_step(self.trainee, self.predict, batch, self.step, self.world)
-        if self._outcome is not None:
-            self._outcome.require_finite()
-        self._outcome = outcome
-        self.step += 1
+        self._train_on(next(self._ahead))
 
     def stop(self) -> None:
         """End the thread that makes batches ahead."""
         if self._ahead is not None:
             self._ahead.close()
+
+    def alone(self) -> None:
+        """The same work in one thread; the other has to have ended."""
+        self._train_on(self.trainee.prepare(next(self._batches)))
+
+    def _train_on(self, batch: TrainingBatch) -> None:
+        outcome = launch_step(self.trainee, self.predict, batch, self.step, self.world)
+        if self._outcome is not None:
+            self._outcome.require_finite()
+        self._outcome = outcome
+        self.step += 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -216,25 +220,26 @@ def profile_training(setting: Setting, world: World) -> dict[str, Any]:
     generated = time_generation(setting, world)
     parts = StepParts(setting, world)
     by_part = time_each(parts.parts(), setting, world)
+    parts_ms = {name: times.done_ms for name, times in by_part.items()}
     measured: dict[str, Any] = {
         "generate_ms_a_frame": generated / GENERATED_AT_ONCE,
-        "parts_ms": by_part,
-        "sum_of_parts_ms": sum(by_part.values()),
+        "parts_ms": parts_ms,
+        "sum_of_parts_ms": sum(parts_ms.values()),
+        "host_ms": {name: times.host_ms for name, times in by_part.items()},
     }
     on_gpu = torch.device(world.device).type == "cuda"
     if on_gpu:
-        # Before whole steps, of which the batches are another thread's.
         measured["calls_by_part"] = {n: count_calls(part) for n, part in parts.parts().items()}
         torch.cuda.reset_peak_memory_stats()
     wall = time_run(parts.whole, setting, world)
+    parts.stop()
     measured |= {"step_ms": wall, "frames_per_s": 1e3 * setting.batch_size / wall}
     if on_gpu:
         measured["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        measured["calls_of_a_step"] = count_calls(parts.whole, repeats=PROFILED_STEPS)
-        busy = measure_busy(parts.whole, repeats=PROFILED_STEPS)
+        measured["calls_of_a_step"] = count_calls(parts.alone, repeats=PROFILED_STEPS)
+        busy = measure_busy(parts.alone, repeats=PROFILED_STEPS)
         if busy is not None:
             measured |= {"busy_ms": busy.busy_ms, "launches": busy.launches}
-    parts.stop()
     shown = ("batch_size", "amp", "graphed", "joined", "class_mix", "pool_size", "turnover")
     return {"setting": {n: getattr(setting, n) for n in shown}, "measured": measured}
 
@@ -252,7 +257,7 @@ def count_calls(part: Callable[[], object], repeats: int = 1) -> float:
 def time_generation(setting: Setting, world: World) -> float:
     """Median of a call in ms."""
     few = replace(setting, warmup=min(3, setting.warmup), repeats=min(20, setting.repeats))
-    return time_each({"generate": generation(setting, world)}, few, world)["generate"]
+    return time_each({"generate": generation(setting, world)}, few, world)["generate"].done_ms
 
 
 def generation(setting: Setting, world: World) -> Callable[[], object]:
@@ -281,18 +286,23 @@ def time_run(step: Callable[[], object], setting: Setting, world: World) -> floa
 
 def time_each(
     parts: dict[str, Callable[[], object]], setting: Setting, world: World
-) -> dict[str, float]:
-    """Median of each part in ms, all of them in turn."""
-    times: dict[str, list[float]] = {name: [] for name in parts}
+) -> dict[str, PartTimes]:
+    """Times of each part, all of them in turn."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
     for number in range(setting.warmup + setting.repeats):
         for name, part in parts.items():
             wait_for(world)
             started = time.perf_counter()
             part()
+            returned = time.perf_counter()
             wait_for(world)
+            done = time.perf_counter()
             if number >= setting.warmup:
-                times[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(of_part) for name, of_part in times.items()}
+                times[name].append((1e3 * (returned - started), 1e3 * (done - started)))
+    return {
+        name: PartTimes(*map(statistics.median, zip(*of_part, strict=True)))
+        for name, of_part in times.items()
+    }
 
 
 def wait_for(world: World) -> None:

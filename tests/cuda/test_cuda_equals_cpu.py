@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from voxelquant.data.hashing import random_order
 from voxelquant.data.synthetic import ClassMix, WorldConfig, generate_frames
 from voxelquant.detection.checkpoint import load_weights
 from voxelquant.detection.detector import CenterPoint
@@ -39,6 +40,12 @@ def sites(seed: int = 0, count: int = 900) -> torch.Tensor:
     cells = torch.randperm(2 * 9 * 16 * 16, generator=generator)[:count]
     b, cell = cells // (9 * 256), cells % (9 * 256)
     return torch.stack([b, cell // 256, cell // 16 % 16, cell % 16], 1).int()
+
+
+@pytest.mark.parametrize("count", [0, 1, 250_000])
+def test_points_are_put_in_the_same_order(count: int) -> None:
+    here, there = (random_order(count, 17, torch.device(device)) for device in ("cpu", "cuda"))
+    assert torch.equal(here, there.cpu())
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

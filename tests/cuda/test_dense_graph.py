@@ -13,8 +13,9 @@ from voxelquant.data.frame import Frame
 from voxelquant.data.sampling import Shard
 from voxelquant.data.synthetic import generate_frames
 from voxelquant.detection.config import DetectorConfig, load_config
-from voxelquant.detection.dense_graph import DenseGraph, can_be_graphed
+from voxelquant.detection.dense_graph import DenseGraph, LossGraph, can_be_graphed
 from voxelquant.detection.detector import CenterPoint
+from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.recipes.distributed import World
 from voxelquant.recipes.train import DetectorTrainee
 from voxelquant.recipes.training_loop import launch_step, make_step
@@ -49,8 +50,8 @@ def two_detectors(config: DetectorConfig) -> tuple[CenterPoint, CenterPoint]:
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
-    gap = (found.double() - expected.double()).norm()
-    return float(gap / expected.double().norm().clamp_min(1e-12))
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -60,7 +61,7 @@ def test_values_and_gradients_are_those_of_the_modules(config: DetectorConfig, a
     dense = DenseGraph(graphed, BATCH, amp=amp)
     for name, value in graphed.state_dict().items():
         assert torch.equal(value, names[name]), f"{name} changed while it was recorded"
-    shape, dtype = dense._recorded.bev.shape, dense._recorded.bev.dtype
+    shape, dtype = dense._recorded.inputs[0].shape, dense._recorded.inputs[0].dtype
     assert dtype == (torch.bfloat16 if amp else torch.float32)
     for number in range(4):
         generator = torch.Generator("cuda").manual_seed(number)
@@ -92,10 +93,39 @@ def test_values_and_gradients_are_those_of_the_modules(config: DetectorConfig, a
             torch.testing.assert_close(own, wanted, rtol=most, atol=most / 100, msg=name)
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_losses_and_their_gradients_are_those_of_the_modules(
+    config: DetectorConfig, frames: list[Frame], amp: bool
+) -> None:
+    graphed, plain = two_detectors(config)
+    spec, most = config.head_spec, 0.1 if amp else 1e-2  # as above
+    graph = LossGraph(graphed, BATCH, amp=amp)
+    assert all(
+        torch.equal(value, expected)
+        for value, expected in zip(
+            graphed.state_dict().values(), plain.state_dict().values(), strict=True
+        )
+    )
+    example = graph._recorded.inputs[0]
+    for number in range(4):
+        targets = DetectorTrainee(plain, config).assign(frames[number * BATCH :][:BATCH])
+        generator = torch.Generator("cuda").manual_seed(number)
+        bev = torch.randn(example.shape, device="cuda", generator=generator).to(example.dtype)
+        inputs = [bev.clone().requires_grad_() for _ in range(2)]
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp):
+            loss, maps = graph(inputs[0], targets), plain.dense(inputs[1])
+        wanted = centerpoint_loss(maps, targets, spec).total
+        assert distance(loss, wanted) < (2e-2 if amp else 1e-3)
+        for model, own in ((graphed, loss), (plain, wanted)):
+            model.zero_grad(set_to_none=True)
+            own.backward()
+        assert distance(inputs[0].grad, inputs[1].grad) < most  # type: ignore[arg-type]
+
+
 def test_other_shapes_and_evaluation_run_the_modules(config: DetectorConfig) -> None:
     graphed, plain = two_detectors(config)
     dense = DenseGraph(graphed, BATCH, amp=False)
-    bev = torch.randn(dense._recorded.bev.shape, device="cuda")
+    bev = torch.randn(dense._recorded.inputs[0].shape, device="cuda")
 
     def same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> None:
         for own, wanted in zip(a, b, strict=True):

@@ -248,3 +248,18 @@ def test_unusable_boxes_are_named(small_head: HeadSpec) -> None:
         assign_targets(torch.zeros(2, 9), torch.zeros(3, dtype=torch.int64), small_head)
     with pytest.raises(GeometryError, match="0 frames"):
         assign_targets_batch([], [], small_head)
+
+
+def test_boxes_stay_where_they_are_and_targets_come_where_they_are_wanted(
+    small_head: HeadSpec,
+) -> None:
+    """A device that computes nothing: what boxes decide, sizes included, is known without it."""
+    boxes = torch.tensor([[0.0, 0, 0, 2, 4, 1.5, 1, 0, 0.3]]).repeat(3, 1)
+    labels = torch.zeros(3, dtype=torch.int64)
+    here = assign_targets_batch([boxes] * 2, [labels] * 2, small_head)
+    there = assign_targets_batch([boxes] * 2, [labels] * 2, small_head, device=torch.device("meta"))
+    for own, wanted in zip(there, here, strict=True):
+        for name in ("hm", "anno_box", "ind", "mask", "cat"):
+            found, expected = getattr(own, name), getattr(wanted, name)
+            assert found.device.type == "meta"
+            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)

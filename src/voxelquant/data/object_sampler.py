@@ -218,9 +218,11 @@ def _usable_rows(
 
 def _free_of_overlap(boxes: Tensor, present: Tensor) -> list[int]:
     """Boxes that overlap neither with a present one nor with one of them that was taken before."""
-    candidates = bev_rectangles(boxes)
-    blocked = rectangles_overlap(candidates, bev_rectangles(present)).any(dim=1, keepdim=True)
-    mutual = rectangles_overlap(candidates, candidates)
+    rectangles = bev_rectangles(torch.cat((boxes, present)))
+    # With present ones among themselves, which nobody asks for: all in half the operations.
+    overlap = rectangles_overlap(rectangles, rectangles)[: len(boxes)]
+    blocked = overlap[:, len(boxes) :].any(dim=1, keepdim=True)
+    mutual = overlap[:, : len(boxes)]
     taken: list[int] = []
     table: list[list[bool]] = torch.cat((mutual, blocked), dim=1).tolist()  # one synchronisation
     for number, row in enumerate(table):

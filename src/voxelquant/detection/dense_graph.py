@@ -1,24 +1,32 @@
-"""Neck and head of a detector in training as two CUDA graphs, forward and backward.
+"""Neck and head of a detector in training as CUDA graphs, with its loss or without.
 
-Their few thousand small launches take a host longer than the computation takes a GPU. Shapes are
-those of the batch alone, so all of it is recorded once and launched as a whole ever after.
+Shapes are those of the batch alone, whatever the sparse backbone makes of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.head import CenterHead, TaskHead
+from voxelquant.detection.head_spec import HeadSpec
 from voxelquant.detection.joined_branches import can_join, join_maps
+from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.detection.neck import RPN
+from voxelquant.detection.recorded import Recorded, replay
+from voxelquant.detection.targets import (
+    TaskTargets,
+    assign_targets_batch,
+    pack_targets,
+    unpack_targets,
+)
+from voxelquant.sparse import SparseTensor
 
 Maps = list[dict[str, Tensor]]
-_WARM_UP_CALLS = 3
 # What a graph may hold: modules whose work depends on shapes and parameters, and on no value.
 _RECORDED: set[type[nn.Module]] = {RPN, CenterHead, TaskHead, nn.Sequential, nn.ModuleList}
 _RECORDED |= {nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.ZeroPad2d}
@@ -29,8 +37,7 @@ class DenseGraph:
 
     Called with such a map while the detector trains, it replays the graphs; with any other, or
     where no gradient is wanted, it runs the modules. Values, gradients and running statistics are
-    those of the modules. Parameters must stay the same tensors; a gradient is to be taken and set
-    to None before the next call, since all calls write it into the same memory.
+    those of the modules; what `Recorded` says of parameters and gradients holds.
 
     Nothing else may use the device while this records: another thread's call would be recorded too,
     or break it.
@@ -47,81 +54,99 @@ class DenseGraph:
     ) -> None:
         self.model = model
         self._joined = JoinedMaps(model, join_branches=join_branches)
-        # Casts of weights that a cache kept would be missing from the graph.
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp, cache_enabled=False):
-            example = _example_map(model, batch_size)
-            with _kept_buffers(self._joined):
-                self._recorded = _Recorded(self._joined, example)
+        self._recorded = _record(self._joined, model, batch_size, amp=amp)
 
     def __call__(self, bev: Tensor) -> Maps:
         """`[b, c, h, w]` → per task the raw maps, as the head returns them."""
-        recorded = self._recorded
-        fits = bev.shape == recorded.bev.shape and bev.dtype == recorded.bev.dtype
-        wants_gradient = bev.requires_grad and torch.is_grad_enabled()
-        if not (fits and wants_gradient and self.model.training):
+        if not _replays(self._recorded, bev, self.model):
             return self.model.dense(bev)
-        joined: Tensor = _Replay.apply(recorded, bev, *recorded.parameters)
-        return self._joined.part(joined)
+        return self._joined.part(replay(self._recorded, bev))
 
 
-class _Recorded:
-    """Forward and backward of a module in two graphs, with the memory that they read and write.
+class LossGraph:
+    """Neck, head and loss of one detector, as `DenseGraph`: a step then launches no loss either.
 
-    What `torch.cuda.make_graphed_callables` does, which keeps the autograd graph of the recording
-    besides, and with it the stream on which it would then accumulate gradients.
-
-    Attributes:
-        bev: what the forward graph reads.
-        parameters: of the module, those that train.
-        maps: what the forward graph writes.
-        grad_maps: what the backward graph reads.
-        grads: what it writes: of `bev`, then of the parameters, in their order of memory.
+    Args:
+        model: in the mode in which it trains; its parameters and running statistics stay.
+        batch_size: clouds in a batch.
+        amp: record bfloat16 autocast of neck and head.
+        join_branches: compute the branches of a task as one, where they are alike.
     """
 
-    def __init__(self, module: nn.Module, bev: Tensor) -> None:
-        self.parameters = tuple(p for p in module.parameters() if p.requires_grad)
-        leaves = (bev, *self.parameters)
-        self._warm_up(module, leaves)
-        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward):
-            maps = module(bev)
-        self.grad_maps = torch.zeros_like(maps)
-        with torch.cuda.graph(self.backward, pool=self.forward.pool()):
-            grads = torch.autograd.grad(maps, leaves, self.grad_maps)
-            self.grads = tuple(map(_in_order_of, grads, leaves))
-        self.maps, self.bev = maps.detach(), bev.detach()
+    def __init__(
+        self, model: CenterPoint, batch_size: int, *, amp: bool, join_branches: bool = True
+    ) -> None:
+        self.model = model
+        module = _LossOfMap(JoinedMaps(model, join_branches=join_branches), model.config.head_spec)
+        device = next(model.parameters()).device
+        boxes = [torch.zeros((0, 9), device=device)] * batch_size
+        labels = [torch.zeros(0, dtype=torch.int64, device=device)] * batch_size
+        empty = pack_targets(assign_targets_batch(boxes, labels, module.spec))
+        self._recorded = _record(module, model, batch_size, amp=amp, more=empty)
 
-    def _warm_up(self, module: nn.Module, leaves: tuple[Tensor, ...]) -> None:
-        """Libraries choose algorithms and take workspaces at first calls; graphs hold neither."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP_CALLS):
-                maps = module(leaves[0])
-                torch.autograd.grad(maps, leaves, torch.zeros_like(maps))
-        torch.cuda.current_stream().wait_stream(stream)
+    def __call__(self, bev: Tensor, targets: Sequence[TaskTargets]) -> Tensor:
+        """Total loss [] of BEV maps `[b, c, h, w]`; the next call overwrites it."""
+        if not _replays(self._recorded, bev, self.model):
+            return _loss(self.model.dense(bev), targets, self.model.config.head_spec)
+        return replay(self._recorded, bev, *pack_targets(targets))
 
 
-def _in_order_of(grad: Tensor, leaf: Tensor) -> Tensor:
-    """The gradient as `leaf.grad` takes it without a copy."""
-    return grad if grad.stride() == leaf.stride() else torch.empty_like(leaf).copy_(grad)
+@dataclass(frozen=True)
+class GraphedDetector:
+    """A detector with a graph that goes from its BEV map to its loss."""
+
+    detector: CenterPoint
+    graph: LossGraph
+
+    def __call__(self, x: SparseTensor) -> Maps:
+        """Raw maps of each task, without the graph."""
+        maps: Maps = self.detector(x)
+        return maps
+
+    def loss(self, x: SparseTensor, targets: Sequence[TaskTargets]) -> Tensor:
+        """Total loss [] of a batch."""
+        return self.graph(self.detector.backbone(x), targets)
 
 
-class _Replay(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, recorded: _Recorded, bev: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.recorded = recorded
-        recorded.bev.copy_(bev)
-        recorded.forward.replay()
-        return recorded.maps.detach()
+class _LossOfMap(nn.Module):
+    """Neck, head and loss: of a BEV map and packed targets."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        recorded: _Recorded = ctx.recorded
-        recorded.grad_maps.copy_(grad_outputs[0])
-        recorded.backward.replay()
-        return None, *[grad.detach() for grad in recorded.grads]
+    def __init__(self, joined: "JoinedMaps", spec: HeadSpec) -> None:
+        super().__init__()
+        self.joined, self.spec = joined, spec
+
+    def forward(self, bev: Tensor, *packed: Tensor) -> Tensor:
+        maps = self.joined.part(self.joined(bev))
+        return _loss(maps, unpack_targets(packed, self.spec), self.spec)
+
+
+def _loss(maps: Maps, targets: Sequence[TaskTargets], spec: HeadSpec) -> Tensor:
+    """In float32, whatever the maps were computed in."""
+    with torch.autocast(targets[0].hm.device.type, enabled=False):
+        return centerpoint_loss(maps, targets, spec).total
+
+
+def _record(
+    module: nn.Module,
+    model: CenterPoint,
+    batch_size: int,
+    *,
+    amp: bool,
+    more: tuple[Tensor, ...] = (),
+) -> Recorded:
+    """Record what a module does with a BEV map, and with `more` beside it."""
+    # Casts of weights that a cache kept would be missing from the graph.
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=amp, cache_enabled=False):
+        example = _example_map(model, batch_size)
+        with _kept_buffers(module):
+            return Recorded(module, (example, *more))
+
+
+def _replays(recorded: Recorded, bev: Tensor, model: CenterPoint) -> bool:
+    """Whether a step with this map is what was recorded."""
+    example = recorded.inputs[0]
+    fits = bev.shape == example.shape and bev.dtype == example.dtype
+    return fits and bev.requires_grad and torch.is_grad_enabled() and model.training
 
 
 def can_be_graphed(model: CenterPoint) -> bool:

@@ -38,24 +38,27 @@ def read_clouds(
                 f"frame {index}: got points of shape {tuple(cloud.shape)}, need "
                 f"[points, {n_columns}]; give the columns that the detector was trained with"
             )
-    _require_finite(clouds)
-    x = _voxelize([cloud.float() for cloud in clouds], grid, virtual)
-    filled = torch.bincount(x.coords_bzyx[:, 0].long(), minlength=len(clouds))
-    for index in torch.nonzero(filled == 0).flatten().tolist():
+    x = _voxelize([cloud.float() for cloud in clouds], grid, virtual)  # drops what is not finite
+    _require_usable(clouds, x, grid)
+    return x
+
+
+def _require_usable(clouds: list[Tensor], x: SparseTensor, grid: VoxelGrid) -> None:
+    """Refuse values that are not finite, and a cloud of which no voxel came."""
+    are_finite = torch.isfinite(torch.cat(clouds)).all()
+    numbers = torch.arange(len(clouds), device=x.coords_bzyx.device)
+    are_filled = (x.coords_bzyx[:, :1] == numbers).any(dim=0)
+    # All answers in one transfer: a GPU is waited for once.
+    finite, *filled = torch.cat((are_finite[None], are_filled)).tolist()
+    if not finite:
+        index = [bool(torch.isfinite(cloud).all()) for cloud in clouds].index(False)
+        raise DatasetError(f"frame {index}: got NaN or infinite values; drop those points")
+    if not all(filled):
+        index = filled.index(False)
         raise DatasetError(
             f"frame {index}: none of its {len(clouds[index])} points lies inside the range "
             f"{list(grid.point_range)}; drop the frame or mend point_range"
         )
-    return x
-
-
-def _require_finite(clouds: list[Tensor]) -> None:
-    if not clouds or bool(torch.isfinite(torch.cat(clouds)).all()):  # a GPU is waited for once
-        return
-    finite = [bool(torch.isfinite(cloud).all()) for cloud in clouds]
-    raise DatasetError(
-        f"frame {finite.index(False)}: got NaN or infinite values; drop those points"
-    )
 
 
 def _voxelize(clouds: list[Tensor], grid: VoxelGrid, virtual: bool) -> SparseTensor:

@@ -61,14 +61,22 @@ def assign_targets(boxes_det3d: Tensor, labels: Tensor, spec: HeadSpec) -> list[
 
 
 def assign_targets_batch(
-    boxes_det3d: Sequence[Tensor], labels: Sequence[Tensor], spec: HeadSpec
+    boxes_det3d: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    spec: HeadSpec,
+    *,
+    device: torch.device | None = None,
 ) -> list[TaskTargets]:
-    """Targets of a batch, one item per task, computed on the device of the boxes.
+    """Targets of a batch, one item per task.
+
+    What is computed of each box is computed on the device of the boxes: for some dozen of them a
+    host takes less time than their launches. Heatmaps are drawn on the device of the targets.
 
     Args:
         boxes_det3d: Per frame [n, 9].
         labels: Per frame [n] int64 global labels; a label of no task is ignored.
         spec: Classes, grid and assigner.
+        device: Of the targets; default: that of the boxes.
 
     Raises:
         GeometryError: No frame, boxes that are not [n, 9], or another number of labels.
@@ -88,7 +96,28 @@ def assign_targets_batch(
     all_boxes = torch.cat(tuple(boxes_det3d)).float()
     all_labels = torch.cat(tuple(labels)).long()
     frame = torch.repeat_interleave(counts).to(all_boxes.device, non_blocking=True)
-    return _assign_all_tasks(_give_slots(all_boxes, all_labels, frame, spec), len(counts), spec)
+    objects = _give_slots(all_boxes, all_labels, frame, spec)
+    return _assign_all_tasks(objects, len(counts), spec, device or all_boxes.device)
+
+
+def pack_targets(targets: Sequence[TaskTargets]) -> tuple[Tensor, ...]:
+    """Batched targets of all tasks in five tensors, in the order of the fields.
+
+    Heatmaps [b, classes of all tasks, H, W]; of all else a task is a row, [b, t, max_objs, ...].
+    """
+    rows = zip(*((task.anno_box, task.ind, task.mask, task.cat) for task in targets), strict=True)
+    hm = torch.cat([task.hm for task in targets], dim=1)
+    return hm, *(torch.stack(row, dim=1) for row in rows)
+
+
+def unpack_targets(packed: Sequence[Tensor], spec: HeadSpec) -> list[TaskTargets]:
+    """The targets of each task, views of what `pack_targets` returns."""
+    hm, *columns = packed
+    heatmaps = hm.split([len(task.class_names) for task in spec.tasks], dim=1)
+    return [
+        TaskTargets(of_task, *(column[:, task] for column in columns))
+        for task, of_task in enumerate(heatmaps)
+    ]
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
@@ -119,16 +148,18 @@ def draw_gaussians(
 
     Args:
         hm: [b, classes, H, W] float32, not negative.
-        cells: Frame, class, iy and ix of each peak, [n] int64 each, inside the map.
+        cells: Frame, class, iy and ix of each peak, [n] int64 each, inside the map; like the radius
+            on the device of the map or with the host.
         radius: [n] int64, in cells; below 0 nothing is drawn.
     """
     if len(radius) == 0:
         return
-    frame, cat, iy, ix = (index[:, None, None] for index in cells)
     _, n_classes, height, width = hm.shape
-    reach = max(0, int(radius.max()))  # the one wait for a GPU
+    reach = max(0, int(radius.max()))  # the one wait for a GPU, if radii are there
+    peaks = torch.stack((*cells, radius)).to(hm.device, non_blocking=True)
+    frame, cat, iy, ix, r = peaks[:, :, None, None].unbind()
     step = torch.arange(-reach, reach + 1, device=hm.device)
-    dy, dx, r = step[:, None], step, radius[:, None, None]
+    dy, dx = step[:, None], step
     y, x = iy + dy, ix + dx  # [n, window, 1], [n, 1, window]
     inside = (dy.abs() <= r) & (dx.abs() <= r) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     sigma = (2 * r + 1).double() / 6
@@ -156,7 +187,9 @@ def _give_slots(boxes: Tensor, labels: Tensor, frame: Tensor, spec: HeadSpec) ->
     return _Objects(boxes, label, frame, task, torch.where(group < 0, spare, slot.clamp_max(spare)))
 
 
-def _assign_all_tasks(objects: _Objects, batch_size: int, spec: HeadSpec) -> list[TaskTargets]:
+def _assign_all_tasks(
+    objects: _Objects, batch_size: int, spec: HeadSpec, device: torch.device
+) -> list[TaskTargets]:
     """Targets of all tasks at once: no box is taken out, so that no size waits for a GPU."""
     height, width = spec.bev_grid.shape_hw
     boxes, n_tasks, spare = objects.boxes, len(spec.tasks), spec.assigner.max_objs
@@ -170,7 +203,7 @@ def _assign_all_tasks(objects: _Objects, batch_size: int, spec: HeadSpec) -> lis
     radius = gaussian_radius(long, wide, spec.assigner.gaussian_overlap).long()
     radius = torch.where(valid, radius.clamp_min(spec.assigner.min_radius), -1)
 
-    hm = boxes.new_zeros((batch_size, len(spec.class_names), height, width))
+    hm = boxes.new_zeros((batch_size, len(spec.class_names), height, width), device=device)
     draw_gaussians(hm, (objects.frame, objects.label, cell[:, 1], cell[:, 0]), radius)
     yaw = boxes[:, 8:9]
     anno_box = torch.cat(
@@ -188,14 +221,11 @@ def _assign_all_tasks(objects: _Objects, batch_size: int, spec: HeadSpec) -> lis
         "cat": objects.label - offsets[objects.task],
     }
     filled = {
-        name: column.new_zeros((*slots, *column.shape[1:])).index_put_(place, column)[:, :, :spare]
+        name: column.new_zeros((*slots, *column.shape[1:])).index_put_(place, column)
         for name, column in columns.items()
     }
-    heatmaps = hm.split([len(task.class_names) for task in spec.tasks], dim=1)
-    return [
-        TaskTargets(hm=of_task, **{name: column[:, task] for name, column in filled.items()})
-        for task, of_task in enumerate(heatmaps)
-    ]
+    moved = (column.to(device, non_blocking=True)[:, :, :spare] for column in filled.values())
+    return unpack_targets((hm, *moved), spec)
 
 
 def _in_cells(boxes: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,8 @@ def rectangles_overlap(a: Tensor, b: Tensor) -> Tensor:
                 [False]])
     """
     _require_comparable(a, b)
-    return ~(_apart_along_sides(a, b) | _apart_along_sides(b, a).T)
+    apart = _apart_along_sides(a, b)
+    return ~(apart | (apart if a is b else _apart_along_sides(b, a)).T)
 
 
 def _apart_along_sides(a: Tensor, b: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
+from voxelquant.detection.dense_graph import DenseGraph
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.distill import distillation_loss
 from voxelquant.detection.losses import centerpoint_loss
@@ -63,7 +65,7 @@ class QatTrainee(DetectorTrainee):
     def build_optimizer(self) -> torch.optim.AdamW:
         """Every weight and bias; learned ranges apart, without decay and at a rate of their own."""
         learned = {id(growth) for growth in self.ranges.learned}
-        weights = [p for p in self.model.parameters() if id(p) not in learned]
+        weights = [p for p in self.parameters if id(p) not in learned]
         groups: list[dict[str, object]] = [{"params": weights}]
         if learned:
             factor = self.ranges.policy.range_lr_factor
@@ -79,6 +81,11 @@ class QatTrainee(DetectorTrainee):
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+    def record(self, batch_size: int) -> Predict:
+        """Runs the model with neck and head as graphs; its losses are of maps."""
+        dense = DenseGraph(self.detector, batch_size, amp=self.amp)
+        return partial(self.detector, dense=dense)
 
     def assign(self, frames: list[Frame]) -> list[TaskTargets]:
         """Targets of each task; none where labels play no part."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from voxelquant.data.frame import Frame
 from voxelquant.detection.config import DetectorConfig
-from voxelquant.detection.dense_graph import DenseGraph, can_be_graphed
+from voxelquant.detection.dense_graph import GraphedDetector, LossGraph, can_be_graphed
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.detection.targets import TaskTargets, assign_targets_batch
@@ -68,29 +66,37 @@ class DetectorTrainee(Trainee):
         device = frames[0].points.device
         boxes = [_require(frame.boxes_det3d, frame.token) for frame in frames]
         labels = [_require(frame.labels, frame.token) for frame in frames]
-        # Boxes may have stayed with the host. In one transfer, they are the sooner on a GPU.
-        counts = [len(of_frame) for of_frame in boxes]
-        all_boxes, all_labels = (torch.cat(parts).to(device) for parts in (boxes, labels))
-        return assign_targets_batch(all_boxes.split(counts), all_labels.split(counts), self.spec)
+        # Boxes may have stayed with the host.
+        return assign_targets_batch(boxes, labels, self.spec, device=device)
 
     def predictor(self, world: World, batch_size: int) -> Predict:
-        """Runs the model; alone on a GPU, neck and head are graphs."""
+        """Runs the model; alone on a GPU, what follows the backbone is graphs."""
         graphed = self.graphed and world.shard.world_size == 1 and can_be_graphed(self.detector)
         if not graphed:
             return super().predictor(world, batch_size)
         self.set_mode()
-        dense = DenseGraph(self.detector, batch_size, amp=self.amp)
-        return partial(self.detector, dense=dense)
+        return self.record(batch_size)
+
+    def record(self, batch_size: int) -> Predict:
+        """Runs the model with neck, head and loss as graphs."""
+        graph = LossGraph(self.detector, batch_size, amp=self.amp)
+        return GraphedDetector(self.detector, graph)
 
     def loss(self, predict: Predict, batch: TrainingBatch) -> Tensor:
         """Focal and box losses of CenterPoint."""
+        if isinstance(predict, GraphedDetector):
+            with self._autocast(batch.x):
+                return predict.loss(batch.x, batch.targets)
         maps = self.predict(predict, batch.x)
         return centerpoint_loss(maps, batch.targets, self.spec).total
 
     def predict(self, predict: Predict, x: SparseTensor) -> list[dict[str, Tensor]]:
         """Raw maps of each task, in bfloat16 with AMP; losses turn them into float32 themselves."""
-        with torch.autocast(x.features.device.type, dtype=torch.bfloat16, enabled=self.amp):
+        with self._autocast(x):
             return predict(x)
+
+    def _autocast(self, x: SparseTensor) -> torch.autocast:
+        return torch.autocast(x.features.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 
 def _require(value: Tensor | None, token: str) -> Tensor:

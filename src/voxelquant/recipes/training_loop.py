@@ -70,22 +70,29 @@ class Trainee:
     """A model in training with its optimiser.
 
     Args:
-        model: what is trained.
+        model: what is trained; its modules and parameters stay the same ones.
         schedule: rates, moments, decay and clipping.
+
+    Attributes:
+        parameters: all of the model, listed once: a walk through its modules takes a step longer
+            than what is done with them.
     """
 
     def __init__(self, model: nn.Module, schedule: ScheduleConfig) -> None:
         self.model = model
         self.schedule = schedule
+        self.parameters = list(model.parameters())
+        self._modules = list(model.modules())
         self.optimizer = self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.AdamW:
         """Adam with decoupled decay on every parameter, BN and biases included, as in det3d."""
-        return adam([{"params": list(self.model.parameters())}], self.schedule)
+        return adam([{"params": self.parameters}], self.schedule)
 
     def set_mode(self) -> None:
         """Bring every module into the mode in which it trains."""
-        self.model.train()
+        if not all(module.training for module in self._modules):  # asked sooner than set
+            self.model.train()
 
     def predictor(self, world: World, batch_size: int) -> Predict:
         """What runs the model on batches of a size, in parallel with other processes or not."""
@@ -210,8 +217,8 @@ class Outcome:
     """
 
     def __init__(self, loss: Tensor, norm: Tensor) -> None:
-        self.loss = loss.detach()
-        on_device = torch.stack((norm.detach().float(), self.loss.float()))
+        on_device = torch.stack((norm.detach().float(), loss.detach().float()))
+        self.loss = on_device[1]  # a graph would overwrite its own
         self._values = on_device.to("cpu", non_blocking=True)
         self._arrived = torch.cuda.Event() if on_device.is_cuda else None
         if self._arrived is not None:
@@ -251,7 +258,7 @@ def launch_step(
     loss.backward()
     trainee.before_update(step)
     norm = nn.utils.clip_grad_norm_(
-        trainee.model.parameters(), trainee.schedule.grad_clip_norm, foreach=True
+        trainee.parameters, trainee.schedule.grad_clip_norm, foreach=True
     )
     outcome = Outcome(loss, norm)
     if norm.is_cuda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,15 +29,20 @@ class VoxelGrid:
     @property
     def grid_xyz(self) -> Triple:
         """Number of cells along x, y, z, rounded in float32 as the reference does."""
-        low, high = torch.tensor(self.point_range).view(2, 3)
-        x, y, z = torch.round((high - low) / torch.tensor(self.voxel_size)).int().tolist()
-        return (x, y, z)
+        return _count_cells(self.point_range, self.voxel_size)
 
     @property
     def sparse_shape(self) -> Triple:
         """Grid (z, y, x) of the sparse tensor: one more cell in z than there are voxels."""
         x, y, z = self.grid_xyz
         return (z + 1, y, x)
+
+
+@lru_cache(maxsize=256)
+def _count_cells(point_range: tuple[float, ...], voxel_size: tuple[float, ...]) -> Triple:
+    low, high = torch.tensor(point_range).view(2, 3)
+    x, y, z = torch.round((high - low) / torch.tensor(voxel_size)).int().tolist()
+    return (x, y, z)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from voxelquant.data.synthetic.hashing import Dice
+from voxelquant.data.hashing import Dice
 from voxelquant.data.synthetic.shapes import FAMILY_INDEX, shape_table
 from voxelquant.data.synthetic.slots import Slots
 from voxelquant.data.synthetic.taxonomy import CHILD, KIND_INDEX, KINDS, N_CLASSES, WORKER

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import mix_bits, quarter_uniforms
 from voxelquant.data.synthetic.config import LidarConfig
-from voxelquant.data.synthetic.hashing import mix_bits, quarter_uniforms
 from voxelquant.data.synthetic.intersect import (
     Vector,
     enter_boxes,

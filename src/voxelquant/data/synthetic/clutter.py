@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.config import LidarConfig
 from voxelquant.data.synthetic.ground import Vector
-from voxelquant.data.synthetic.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.sensor import Beams, Revolutions
 

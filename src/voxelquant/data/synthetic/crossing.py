@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from voxelquant.data.synthetic.hashing import Dice
+from voxelquant.data.hashing import Dice
 from voxelquant.data.synthetic.road import Road, SideStreet, place_on_arc
 from voxelquant.data.synthetic.scene_kinds import Traits
 from voxelquant.data.synthetic.slots import Slots

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import Dice
 from voxelquant.data.synthetic import parking, people, scenery, traffic, work_zones
 from voxelquant.data.synthetic.appearance import draw_bends, draw_sizes, draw_variants
 from voxelquant.data.synthetic.class_mix import MIXES
 from voxelquant.data.synthetic.config import SceneSpec, WorldConfig
 from voxelquant.data.synthetic.crossing import allowed_by_the_light, draw_roads, locate
-from voxelquant.data.synthetic.hashing import Dice
 from voxelquant.data.synthetic.overlaps import free_of_overlaps
 from voxelquant.data.synthetic.road import LANE_M, Road
 from voxelquant.data.synthetic.scene_kinds import draw_kinds, draw_traits

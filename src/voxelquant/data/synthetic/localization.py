@@ -9,8 +9,8 @@ boxes and points of one frame agree.
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.config import WorldConfig
-from voxelquant.data.synthetic.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.sensor import Revolutions
 

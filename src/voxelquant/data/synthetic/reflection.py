@@ -8,13 +8,13 @@ range squared. That is why the dark disappears first: no return beyond 60 m is w
 import torch
 from torch import Tensor
 
-from voxelquant.data.synthetic.config import LidarConfig
-from voxelquant.data.synthetic.hashing import (
+from voxelquant.data.hashing import (
     hash_counters,
     mix_bits,
     purpose_code,
     quarter_uniforms,
 )
+from voxelquant.data.synthetic.config import LidarConfig
 from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.materials import material_table
 from voxelquant.data.synthetic.sensor import Revolutions

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import hash_counters, mix_bits, quarter_uniforms
 from voxelquant.data.synthetic.casting import cast, unpack
 from voxelquant.data.synthetic.clutter import report_clutter
 from voxelquant.data.synthetic.config import LidarConfig
 from voxelquant.data.synthetic.ground import Vector, ground_material, meet_ground
-from voxelquant.data.synthetic.hashing import hash_counters, mix_bits, quarter_uniforms
 from voxelquant.data.synthetic.layout import Scenes
 from voxelquant.data.synthetic.reflection import (
     answer,

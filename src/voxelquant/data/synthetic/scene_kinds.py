@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from voxelquant.data.synthetic.hashing import Dice
+from voxelquant.data.hashing import Dice
 
 Trait = TypeVar("Trait", tuple[float, float], Tensor)
 

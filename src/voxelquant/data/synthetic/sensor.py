@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import hash_counters, purpose_code
 from voxelquant.data.synthetic.config import LidarConfig
-from voxelquant.data.synthetic.hashing import hash_counters, purpose_code
 from voxelquant.data.synthetic.layout import Scenes, ego_poses, ego_slopes
 
 # The ego vehicle's roof, a plane below its own sensor that is narrower at the rear. Measured on the

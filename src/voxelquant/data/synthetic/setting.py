@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import Dice
 from voxelquant.data.synthetic.class_mix import Mix
-from voxelquant.data.synthetic.hashing import Dice
 from voxelquant.data.synthetic.road import Street
 from voxelquant.data.synthetic.scene_kinds import Traits
 

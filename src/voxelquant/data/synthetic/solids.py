@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelquant.data.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.config import LidarConfig
-from voxelquant.data.synthetic.hashing import hash_counters, purpose_code, quarter_uniforms
 from voxelquant.data.synthetic.layout import Poses, Scenes, object_poses
 from voxelquant.data.synthetic.materials import MATERIAL_INDEX
 from voxelquant.data.synthetic.parts import BOX

@@ -45,6 +45,34 @@ def _shift_right(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def random_order(count: int, key: int, device: torch.device) -> Tensor:
+    """A permutation of 0 ... count - 1, [count] int64, the same on every device.
+
+    Numbers in the order of 32-bit hashes; of equal ones the first comes first. A number's hash is
+    the upper half of its own random word times an odd factor (multiply-shift; Dietzfelbinger 1997,
+    "A reliable randomized algorithm for the closest-pair problem").
+
+    Args:
+        count: numbers.
+        key: drawn at random from 0 ... 2**62 - 1.
+        device: where the order is made.
+
+    Example:
+        >>> random_order(6, 5, torch.device("cpu"))
+        tensor([5, 3, 0, 1, 4, 2])
+    """
+    # Words up to the next power of two: few sizes are kept, for clouds of any.
+    words = _own_words(1 << count.bit_length(), device)[:count]
+    hashes = ((words * (2 * key + 1)) >> 32).to(torch.int32)  # half as long to sort as 64 bits
+    return torch.argsort(hashes, stable=True)
+
+
+@lru_cache(maxsize=64)
+def _own_words(count: int, device: torch.device) -> Tensor:
+    """A random 64-bit word for each number, always the same, [count]; shared."""
+    return mix_bits(_steps(count, device)[0])
+
+
 @lru_cache(maxsize=1024)
 def _steps(count: int, device: torch.device) -> Tensor:
     """What `hash_counters` adds to a key for each of the first counters, [1, count]; shared."""

@@ -1,7 +1,9 @@
+from collections import Counter
+
 import pytest
 import torch
 
-from voxelquant.data.synthetic.hashing import Dice, hash_counters, mix_bits, quarter_uniforms
+from voxelquant.data.hashing import Dice, hash_counters, mix_bits, quarter_uniforms, random_order
 
 MASK = 2**64 - 1
 
@@ -54,3 +56,21 @@ def test_the_quarters_of_a_word_are_independent_uniforms() -> None:
     assert quarters.max() < 1
     correlation = torch.corrcoef(quarters) - torch.eye(4)
     assert correlation.abs().max() < 0.015
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 1000])
+@pytest.mark.parametrize("key", [0, 123_456_789_012_345, 2**62 - 1])
+def test_an_order_is_that_of_hashes(count: int, key: int) -> None:
+    words = [splitmix64(step * 0x9E3779B97F4A7C15 & MASK) for step in range(1, count + 1)]
+    products = [word * (2 * key + 1) & MASK for word in words]
+    hashes = [product - (product >> 63 << 64) >> 32 for product in products]  # signed
+    order = random_order(count, key, torch.device("cpu"))
+    assert order.tolist() == sorted(range(count), key=hashes.__getitem__)
+
+
+def test_all_orders_are_as_likely() -> None:
+    keys = torch.randint(2**62, (12_000,), generator=torch.Generator().manual_seed(0)).tolist()
+    orders = Counter(tuple(random_order(4, key, torch.device("cpu")).tolist()) for key in keys)
+    expected = len(keys) / 24
+    assert len(orders) == 24
+    assert max(abs(times - expected) for times in orders.values()) < 4 * expected**0.5
