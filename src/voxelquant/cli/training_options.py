@@ -32,6 +32,12 @@ _OPTIONS = (
     click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--amp", is_flag=True, help="bfloat16 autocast."),
+    click.option(
+        "--graphs/--no-graphs",
+        default=True,
+        show_default=True,
+        help="On one GPU, launch all that follows the backbone as CUDA graphs.",
+    ),
     click.option("--resume", is_flag=True, help="Continue from the work dir's checkpoint."),
     click.option(
         "--checkpoint-every",

@@ -110,6 +110,7 @@ def run_qat(request: QatRequest, reporter: StageReporter) -> Path | None:
         policy = _choose_ranges(model, request)
         options = QatOptions(
             amp=request.amp,
+            graphs=request.graphs,
             freeze_bn=request.freeze_bn,
             task_weight=request.task_weight,
             distill=request.distill,

@@ -28,6 +28,7 @@ class QatOptions:
 
     Attributes:
         amp: bfloat16 autocast of all that is not fake-quantized.
+        graphs: on one GPU, neck and head are launched as CUDA graphs.
         freeze_bn: neck and head normalise by their running statistics, which stay.
         task_weight: factor on the loss of the labels; 0 needs none.
         distill: factor on the distance to the teacher.
@@ -35,6 +36,7 @@ class QatOptions:
     """
 
     amp: bool = False
+    graphs: bool = True
     freeze_bn: bool = False
     task_weight: float = 1.0
     distill: float = 0.0
@@ -60,7 +62,7 @@ class QatTrainee(DetectorTrainee):
     ) -> None:
         self.ranges = ranges
         self.options = options or QatOptions()
-        super().__init__(model, config, amp=self.options.amp)
+        super().__init__(model, config, amp=self.options.amp, graphed=self.options.graphs)
 
     def build_optimizer(self) -> torch.optim.AdamW:
         """Every weight and bias; learned ranges apart, without decay and at a rate of their own."""

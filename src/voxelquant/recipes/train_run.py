@@ -72,6 +72,7 @@ class TrainRequest:
         seed: seed of initialisation, order, augmentation and of the synthetic world.
         device: `cuda`, `cpu`, or `auto`.
         amp: bfloat16 autocast.
+        graphs: on one GPU, launch what follows the backbone as CUDA graphs.
         resume: continue from the work dir's checkpoint.
         checkpoint_every: steps between checkpoints.
         stop_after_s: leave with a checkpoint after so many seconds.
@@ -94,6 +95,7 @@ class TrainRequest:
     seed: int = 0
     device: str = "auto"
     amp: bool = False
+    graphs: bool = True
     resume: bool = False
     checkpoint_every: int = 500
     stop_after_s: float | None = None
@@ -146,7 +148,7 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path | None:
         model.to(world.device)
         if not synchronise_batchnorms(model, world):
             session.reporter.say(NO_SYNC_ON_CPU)
-        trainee = DetectorTrainee(model, session.config, amp=request.amp)
+        trainee = DetectorTrainee(model, session.config, amp=request.amp, graphed=request.graphs)
         steps_done = train_session(session, trainee, f"training {session.config.name}")
         if not world.is_main:
             return None
