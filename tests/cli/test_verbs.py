@@ -241,6 +241,25 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path, done, config, data)
     assert metrics["provenance"]["seed"] == 4
 
 
+def test_trained_weights_in_shards(tmp_path, done, refusal, config, data) -> None:
+    train = ("train", config, "--data", data, "--steps", 1, "--batch-size", 1)
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    done(*train, "--work-dir", whole)
+    line = refusal(*train, "--work-dir", shards, "--shard-mb", 1e-4)
+    assert "got shard_bytes 100, need a whole number of at least" in line
+    assert not shards.exists()
+    done(*train, "--work-dir", shards, "--shard-mb", 0.2)
+    assert not (shards / "weights.safetensors").exists()
+    parts = [load_file(path) for path in sorted(shards.glob("weights-*.safetensors"))]
+    assert len(parts) > 1
+    found = {name: value for part in parts for name, value in part.items()}
+    expected = load_file(whole / "weights.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    evaluated = ("eval", config, "--data", data, "--work-dir", tmp_path / "eval")
+    done(*evaluated, "--weights", shards / "weights.safetensors.index.json")
+
+
 def test_workers_may_read_the_frames(tmp_path, done, config, data) -> None:
     arguments = ("--data", data, "--steps", 1, "--batch-size", 1, "--num-workers", 1)
     done("train", config, *arguments, "--work-dir", tmp_path)

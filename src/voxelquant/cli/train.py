@@ -19,6 +19,11 @@ from voxelquant.cli.training_options import training_options
     type=click.FloatRange(min=0.0, min_open=True),
     help="Highest learning rate of the schedule; default: that of the config.",
 )
+@click.option(
+    "--shard-mb",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="Write the weights in shards of at most so many MB of 10^6 bytes, with an index.",
+)
 def command(**options: object) -> None:
     """Train the detector CONFIG (a bundled name, our YAML, or an original .py config)."""
     from voxelquant.recipes.progress import StageReporter

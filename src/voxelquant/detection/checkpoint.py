@@ -20,6 +20,7 @@ from voxelquant.detection.sharded_weights import (
     index_of_shard,
     is_index,
     read_shards,
+    require_room,
     save_shards,
 )
 from voxelquant.errors import CheckpointError
@@ -192,6 +193,25 @@ def save_weights(
     path = Path(path)
     if shard_bytes is None and path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: need a name that ends in .safetensors")
+    tensors = _stored(model, half=half)
+    if shard_bytes is not None:
+        save_shards(tensors, path, shard_bytes, metadata or {})
+        return
+    with atomic_path(path, CheckpointError) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))
+
+
+def check_shard_size(model: nn.Module, path: Path, shard_bytes: int, *, half: bool = False) -> None:
+    """Refuse before the work what `save_weights` would refuse after it.
+
+    Raises:
+        CheckpointError: a tensor is larger than a shard.
+    """
+    require_room(_stored(model, half=half), path, shard_bytes)
+
+
+def _stored(model: nn.Module, *, half: bool) -> dict[str, Tensor]:
+    """Tensors of a file, on the CPU."""
     exact = {
         f"{name}.{key}"
         for name, module in model.named_modules()
@@ -203,8 +223,4 @@ def save_weights(
         narrow = half and name not in exact and value.dtype.is_floating_point
         stored = value.detach().to("cpu", torch.float16 if narrow else value.dtype)
         tensors[name] = checked_tensor(name, stored, stored).contiguous()
-    if shard_bytes is not None:
-        save_shards(tensors, path, shard_bytes, metadata or {})
-        return
-    with atomic_path(path, CheckpointError) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata=dict(metadata or {})))
+    return tensors

@@ -124,7 +124,7 @@ def save_shards(
     """
     if not is_index(path):
         raise CheckpointError(f"{path}: need a name that ends in {INDEX_SUFFIX}")
-    _require_room(tensors, path, most_bytes)
+    require_room(tensors, path, most_bytes)
     stale = _own_shards(path)
     shards = _divide(tensors, most_bytes)
     names = [_shard_name(path, number, len(shards)) for number in range(1, len(shards) + 1)]
@@ -143,7 +143,12 @@ def save_shards(
     _remove(stale - set(names), path)
 
 
-def _require_room(tensors: Mapping[str, Tensor], path: Path, most_bytes: int) -> None:
+def require_room(tensors: Mapping[str, Tensor], path: Path, most_bytes: int) -> None:
+    """Refuse a size of shards that does not do; `path` is that of the index.
+
+    Raises:
+        CheckpointError: there is nothing to write, or a tensor is larger than a shard.
+    """
     if not tensors:
         raise CheckpointError(f"{path}: got a model without weights, there is nothing to write")
     name, largest = max(tensors.items(), key=lambda item: item[1].nbytes)

@@ -12,9 +12,10 @@ from voxelquant.atomic_file import remove_unfinished
 from voxelquant.data.records import FrameDataset
 from voxelquant.data.sampling import class_balanced_order
 from voxelquant.data.synthetic import WORLD_VERSION, ClassMix, WorldConfig
-from voxelquant.detection.checkpoint import load_weights, save_weights
+from voxelquant.detection.checkpoint import check_shard_size, load_weights, save_weights
 from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_config
 from voxelquant.detection.detector import CenterPoint
+from voxelquant.detection.file_kinds import INDEX_SUFFIX
 from voxelquant.digest import file_digest, text_digest
 from voxelquant.errors import BadInputError, CheckpointError
 from voxelquant.plural import counted
@@ -80,6 +81,7 @@ class TrainRequest:
         turnover: synthetic frames replaced before each step.
         class_mix: of the synthetic world.
         num_workers: processes that read a dataset on disk ahead of the training.
+        shard_mb: write the weights in shards of at most so many MB, 10^6 bytes each.
     """
 
     config: str
@@ -103,6 +105,18 @@ class TrainRequest:
     turnover: int | None = None
     class_mix: ClassMix | None = None
     num_workers: int = 0
+    shard_mb: float | None = None
+
+    @property
+    def shard_bytes(self) -> int | None:
+        """Most bytes of a shard."""
+        return None if self.shard_mb is None else int(self.shard_mb * 1e6)
+
+    @property
+    def weights_file(self) -> Path:
+        """The trained weights, or their index."""
+        suffix = ".safetensors" if self.shard_mb is None else INDEX_SUFFIX
+        return self.work_dir / f"weights{suffix}"
 
     @property
     def given_pool_options(self) -> dict[str, Any]:
@@ -132,8 +146,8 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path | None:
     """Train and write `weights.safetensors`, `config.yaml`, `log.jsonl` and `metrics.json`.
 
     Returns:
-        Path of the weights; of the checkpoint if time ran out before the schedule ended; None in
-        every process but the first, which alone writes.
+        Path of the weights or of their index; of the checkpoint if time ran out before the schedule
+        ended; None in every process but the first, which alone writes.
 
     Raises:
         BadInputError: config, dataset, checkpoint or loss cannot be used.
@@ -144,6 +158,8 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path | None:
         model = CenterPoint(session.config)
         if request.weights is not None:
             load_weights(model, request.weights)
+        if request.shard_bytes is not None:
+            check_shard_size(model, request.weights_file, request.shard_bytes, half=True)
         open_work_dir(session)
         model.to(world.device)
         if not synchronise_batchnorms(model, world):
@@ -155,8 +171,8 @@ def run_training(request: TrainRequest, reporter: StageReporter) -> Path | None:
         write_training_metrics(session, steps_done, {})
         if steps_done < session.run.total_steps:
             return session.run.checkpoint
-        weights = request.work_dir / "weights.safetensors"
-        save_weights(model, weights, half=True)
+        weights = request.weights_file
+        save_weights(model, weights, half=True, shard_bytes=request.shard_bytes)
         return weights
 
 
