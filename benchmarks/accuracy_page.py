@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy_page.py
 
-What stands between the two marks in docs/results.md is replaced. Every figure comes from the
+What stands between the two marks in docs/results.md is replaced; what benchmarks/real_clouds.py
+has found stands at its end, where its result is. Every figure comes from the
 result; what its rows mean is written by hand in benchmarks/accuracy_notes.md, where figures may
 stand in braces, as in `{ptq_mse.mAP:.3f}`.
 """
@@ -18,6 +19,7 @@ from voxelquant.recipes.artifacts import write_text_atomic
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "accuracy.json"
+CLOUDS = REPOSITORY / "benchmarks" / "results" / "real_clouds.json"
 NOTES = REPOSITORY / "benchmarks" / "accuracy_notes.md"
 PAGE = REPOSITORY / "docs" / "results.md"
 BEGIN = "<!-- Written by benchmarks/accuracy_page.py; do not edit. -->"
@@ -41,7 +43,26 @@ difference to float, by a paired bootstrap over frames.
 """
 
 
-def section_text(result: dict[str, Any], notes: str) -> str:
+IN_REAL_CLOUDS = """## In real clouds
+
+The same weights in two real clouds of nuScenes, whose like the model has never seen: ten sweeps
+without labels, and a labelled key frame of a single sweep, where it was trained on ten. Counted are
+boxes with a score above {limits.shown_score:g}; right is one whose centre lies within
+{limits.matched_m:g} m of an annotated box of its class; float and int8 (*executed*) have found the
+same object where boxes of one class lie within {limits.same_m:g} m.
+
+{table}
+
+![The cloud of ten sweeps from above with the boxes of float and int8](pictures/real_sweeps.png)
+
+![The labelled key frame from above: annotated boxes, float and int8](pictures/real_key_frame.png)
+
+Of the points the pictures show which cells of a metre hold any. `benchmarks/real_clouds.py`.
+"""
+CLOUD_NAMES = {"sweeps": "ten sweeps", "key_frame": "key frame"}
+
+
+def section_text(result: dict[str, Any], notes: str, clouds: dict[str, Any] | None = None) -> str:
     """What stands between the marks, marks included.
 
     Raises:
@@ -57,6 +78,7 @@ def section_text(result: dict[str, Any], notes: str) -> str:
         notes.strip().format_map(f) + "\n",
         "The float model by class and distance, in %; recall within 2 m:\n",
         rings_table(result),
+        *([] if clouds is None else [clouds_text(clouds)]),
         END,
     ]
     return "\n".join(parts)
@@ -142,6 +164,25 @@ def rings_table(result: dict[str, Any]) -> str:
     return markdown_table(head, rows) + "\n"
 
 
+def clouds_text(clouds: dict[str, Any]) -> str:
+    """What was found in the real clouds."""
+    rows = []
+    for name, found in clouds["clouds"].items():
+        right = found.get("right")
+        rows.append(
+            (
+                CLOUD_NAMES[name],
+                f"{found['points']:,}",
+                "–" if right is None else str(found["annotated"]),
+                *(str(found["found"][engine]) for engine in ("float", "int8")),
+                str(found["found_by_both"]),
+                *("–" if right is None else str(right[engine]) for engine in ("float", "int8")),
+            )
+        )
+    head = ("", "points", "annotated", "float", "int8", "both", "right, float", "right, int8")
+    return IN_REAL_CLOUDS.format(limits=Figures(clouds).limits, table=markdown_table(head, rows))
+
+
 def against_float(row: dict[str, Any]) -> str:
     if "difference" not in row:
         return ""
@@ -167,8 +208,9 @@ def main() -> None:
     if not RESULT.exists():
         sys.exit(f"got no {RESULT.relative_to(REPOSITORY)}, need it; run benchmarks/accuracy.py")
     result = json.loads(RESULT.read_text(encoding="utf-8"))
+    clouds = json.loads(CLOUDS.read_text(encoding="utf-8")) if CLOUDS.exists() else None
     try:
-        section = section_text(result, NOTES.read_text(encoding="utf-8"))
+        section = section_text(result, NOTES.read_text(encoding="utf-8"), clouds)
     except MissingFigureError as error:
         sys.exit(str(error))
     page = with_section(PAGE.read_text(encoding="utf-8"), section)

@@ -51,6 +51,18 @@ def result() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_real_clouds_stand_at_the_end(page: Any, result: dict[str, Any]) -> None:
+    found = {"found": {"float": 9, "int8": 8}, "found_by_both": 7, "points": 1234}
+    labelled = {**found, "annotated": 68, "right": {"float": 5, "int8": 4}}
+    limits = {"shown_score": 0.3, "matched_m": 2.0, "same_m": 0.5}
+    clouds = {"clouds": {"sweeps": found, "key_frame": labelled}, "limits": limits}
+    text = page.section_text(result, "", clouds)
+    assert "| ten sweeps | 1,234 | – | 9 | 8 | 7 | – | – |" in text
+    assert "| key frame | 1,234 | 68 | 9 | 8 | 7 | 5 | 4 |" in text
+    assert "score above 0.3;" in text
+    assert "In real clouds" not in page.section_text(result, "")
+
+
 def test_rows_bars_and_rings_have_their_figures(page: Any, result: dict[str, Any]) -> None:
     text = page.section_text(result, "Entropy: {ptq_entropy.mAP:.2f}.")
     for expected in (
