@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in result["measured"].items():
         print(f"{name:24} {value}")
     if arguments.out:
-        write_json_atomic(arguments.out, result)
+        print(f"Written: {write_json_atomic(arguments.out, result)}")
 
 
 def profile_training(setting: Setting, world: World) -> dict[str, Any]:

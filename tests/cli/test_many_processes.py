@@ -75,7 +75,7 @@ def test_two_processes_calibrate_as_one(tmp_path, world, done) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{two / 'ptq.safetensors'}\n"
     said = [line for line in result.stderr.splitlines() if "calibrat" in line]
-    assert said[0] == "calibration: continuing after 1 batch"
+    assert said[0] == "calibration: 1 batch seen before"
     assert said[1].startswith("calibrating in 2 processes on 3 batches ... ")
     assert len(said) == 2
     assert (two / "ptq.safetensors").read_bytes() == (one / "ptq.safetensors").read_bytes()

@@ -260,6 +260,13 @@ def test_trained_weights_in_shards(tmp_path, done, refusal, config, data) -> Non
     done(*evaluated, "--weights", shards / "weights.safetensors.index.json")
 
 
+def test_a_batch_is_whole_or_refused(tmp_path, refusal, config, data) -> None:
+    line = refusal(
+        "train", config, "--data", data, "--steps", 1, "--batch-size", 500, "--work-dir", tmp_path
+    )
+    assert " for batches of 500 (each process has its own); lower --batch-size" in line
+
+
 def test_workers_may_read_the_frames(tmp_path, done, config, data) -> None:
     arguments = ("--data", data, "--steps", 1, "--batch-size", 1, "--num-workers", 1)
     done("train", config, *arguments, "--work-dir", tmp_path)

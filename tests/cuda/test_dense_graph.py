@@ -195,6 +195,14 @@ def test_only_plain_modules_are_graphed(config: DetectorConfig) -> None:
     handle = model.neck.register_forward_hook(lambda *_: None)
     assert not can_be_graphed(model)
     handle.remove()
+    for register in (
+        model.neck.register_full_backward_hook,
+        next(model.bbox_head.parameters()).register_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert not can_be_graphed(model)
+        handle.remove()
+    assert can_be_graphed(model)
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.neck)
     assert not can_be_graphed(model)
 

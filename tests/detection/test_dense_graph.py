@@ -14,6 +14,7 @@ from voxelquant.detection.dense_graph import (
     DenseGraph,
     GraphedDetector,
     LossGraph,
+    _has_hooks,
     can_be_graphed,
 )
 from voxelquant.detection.detector import CenterPoint
@@ -21,6 +22,9 @@ from voxelquant.detection.head_spec import HeadSpec
 from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.detection.targets import TaskTargets, assign_targets_batch
 from voxelquant.recipes.train import DetectorTrainee
+
+# More threads sum joined branches in another order, and some ReLU then takes the other side.
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 class PlayedByHand:
@@ -188,3 +192,19 @@ def test_what_does_not_fit_runs_the_modules(graph: DenseGraph, model: CenterPoin
 
 def test_on_a_cpu_nothing_is_graphed(model: CenterPoint) -> None:
     assert not can_be_graphed(model)
+
+
+def test_hooks_are_seen_whatever_they_wait_for(model: CenterPoint) -> None:
+    weight = next(model.neck.parameters())
+    assert not _has_hooks(model.neck)
+    assert not _has_hooks(weight)
+    for holder, register in (
+        (model.neck, model.neck.register_forward_hook),
+        (model.neck, model.neck.register_full_backward_hook),
+        (weight, weight.register_hook),
+        (weight, weight.register_post_accumulate_grad_hook),
+    ):
+        handle = register(lambda *_: None)  # type: ignore[operator]
+        assert _has_hooks(holder)
+        handle.remove()
+        assert not _has_hooks(holder)

@@ -79,6 +79,10 @@ def test_what_is_not_alike_is_not_joined(model: CenterPoint) -> None:
     assert not can_join(head)
     norm.eps = head.tasks[0].reg[1].eps  # type: ignore[union-attr, index]
     assert can_join(head)
+    last = head.tasks[0].hm[3]  # type: ignore[union-attr, index]
+    last.padding = last.dilation = (2, 2)  # the same size of map by another sum
+    assert not can_join(head)
+    last.padding = last.dilation = (1, 1)
     head.tasks[0].hm.append(nn.ReLU())  # type: ignore[union-attr, operator]
     assert not can_join(head)
 

@@ -24,6 +24,13 @@ def index(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_name_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "epoch=3.safetensors.index.json"
+    with pytest.raises(CheckpointError, match="shards are named after their index"):
+        save_weights(torch.nn.Linear(3, 3), path, shard_bytes=1000)
+    assert not any(tmp_path.iterdir())
+
+
 def test_shards_hold_what_one_file_holds(index: Path, tmp_path: Path) -> None:
     shards = sorted(index.parent.glob("*.safetensors"))
     assert [shard.name for shard in shards] == [

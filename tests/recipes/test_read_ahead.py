@@ -51,6 +51,19 @@ def test_a_failure_comes_when_its_batch_is_due() -> None:
         next(ahead)
 
 
+def test_after_its_end_it_stays_ended() -> None:
+    ahead = BatchesAhead(Batches(2), None)
+    assert len(list(ahead)) == 2
+    assert next(ahead, None) is None
+    failing = BatchesAhead(Batches(20, fails_at=1), None)
+    with pytest.raises(DatasetError):
+        [next(failing) for _ in range(2)]
+    assert next(failing, None) is None
+    stopped = BatchesAhead(Batches(20), None)
+    stopped.stop()
+    assert next(stopped, None) is None
+
+
 def test_on_a_cpu_nothing_is_made_before_its_time() -> None:
     batches = Batches(20)
     passing = read_ahead(batches, "cpu")

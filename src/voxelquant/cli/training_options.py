@@ -36,7 +36,7 @@ _OPTIONS = (
         "--graphs/--no-graphs",
         default=True,
         show_default=True,
-        help="On one GPU, launch all that follows the backbone as CUDA graphs.",
+        help="On one GPU, launch neck and head (in train their loss too) as CUDA graphs.",
     ),
     click.option("--resume", is_flag=True, help="Continue from the work dir's checkpoint."),
     click.option(
@@ -47,7 +47,9 @@ _OPTIONS = (
         help="Steps between checkpoints.",
     ),
     click.option(
-        "--stop-after-s", type=float, help="Leave with a checkpoint after so many seconds."
+        "--stop-after-s",
+        type=click.FloatRange(min=0.0),
+        help="Leave with a checkpoint after so many seconds.",
     ),
     click.option(
         "--pool-size",

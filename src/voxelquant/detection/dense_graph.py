@@ -29,6 +29,10 @@ from voxelquant.sparse import SparseTensor
 Maps = list[dict[str, Tensor]]
 # What a graph may hold: modules whose work depends on shapes and parameters, and on no value.
 _RECORDED: set[type[nn.Module]] = {RPN, CenterHead, TaskHead, nn.Sequential, nn.ModuleList}
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    "_post_accumulate_grad_hooks",
+)
 _RECORDED |= {nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.ZeroPad2d}
 
 
@@ -152,10 +156,14 @@ def _replays(recorded: Recorded, bev: Tensor, model: CenterPoint) -> bool:
 def can_be_graphed(model: CenterPoint) -> bool:
     """Whether neck and head do the same work in every step: on a GPU, plain, without hooks."""
     modules = [*model.neck.modules(), *model.bbox_head.modules()]
-    return all(
-        type(module) in _RECORDED and not module._forward_hooks and not module._forward_pre_hooks
-        for module in modules
-    ) and all(parameter.is_cuda for parameter in model.parameters())
+    plain = all(type(module) in _RECORDED and not _has_hooks(module) for module in modules)
+    parameters = [*model.neck.parameters(), *model.bbox_head.parameters()]
+    return plain and all(p.is_cuda and not _has_hooks(p) for p in parameters)
+
+
+def _has_hooks(of: nn.Module | Tensor) -> bool:
+    """Whether something is called that a graph would leave out."""
+    return any(bool(getattr(of, name, None)) for name in _HOOKS)
 
 
 class JoinedMaps(nn.Module):

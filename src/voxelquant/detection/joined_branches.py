@@ -21,11 +21,13 @@ _ALIGNMENT = 8  # tensor cores take channels in multiples of this
 
 def can_join(head: CenterHead) -> bool:
     """Whether every branch is convolution, batch norm in training, ReLU, convolution, all alike."""
-    branches = [branch for task in head.tasks for branch in task.children()]
-    kinds = [tuple(type(module) for module in cast(nn.Sequential, b)) for b in branches]
+    branches = [cast(nn.Sequential, branch) for task in head.tasks for branch in task.children()]
+    kinds = [tuple(type(module) for module in branch) for branch in branches]
     if any(kind != (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d) for kind in kinds):
         return False
-    norms = [cast(nn.BatchNorm2d, branch[1]) for branch in map(_as_sequence, branches)]
+    if not all(_is_plain(cast(nn.Conv2d, branch[i])) for branch in branches for i in (0, 3)):
+        return False
+    norms = [cast(nn.BatchNorm2d, branch[1]) for branch in branches]
     return all(
         norm.training
         and norm.track_running_stats
@@ -33,6 +35,17 @@ def can_join(head: CenterHead) -> bool:
         and norm.momentum is not None
         and (norm.eps, norm.momentum) == (norms[0].eps, norms[0].momentum)
         for norm in norms
+    )
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it is a 3 x 3 convolution as `join_maps` computes it."""
+    sizes = (conv.kernel_size, conv.padding, conv.stride, conv.dilation)
+    ones = (1, 1)
+    return (
+        sizes == ((3, 3), ones, ones, ones)
+        and (conv.groups, conv.padding_mode) == (1, "zeros")
+        and conv.bias is not None
     )
 
 

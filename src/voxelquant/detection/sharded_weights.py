@@ -109,9 +109,9 @@ def save_shards(
 ) -> None:
     """Write tensors in shards, in order, and their index last.
 
-    Every file is complete under a temporary name before the first takes its own, so what an index
-    of this name stood for is lost only when there is another whole set in its place. Shards of
-    that index which the new one does not have are then removed.
+    Every file is complete under a temporary name before the first takes its own, so nothing that
+    can fail then is left but renaming. A process that is killed between two renames leaves an index
+    that refuses its shards. Shards of an older index which the new one does not have are removed.
 
     Args:
         tensors: what is written.
@@ -124,6 +124,11 @@ def save_shards(
     """
     if not is_index(path):
         raise CheckpointError(f"{path}: need a name that ends in {INDEX_SUFFIX}")
+    if not _SHARD_NAME.fullmatch(_shard_name(path, 1, 1)):
+        raise CheckpointError(
+            f"{path}: shards are named after their index, need a name of letters, digits, '.', '_' "
+            "and '-'"
+        )
     require_room(tensors, path, most_bytes)
     stale = _own_shards(path)
     shards = _divide(tensors, most_bytes)

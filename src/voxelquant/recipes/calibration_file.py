@@ -42,7 +42,8 @@ class CalibrationFile:
     @property
     def path(self) -> Path:
         """Each process has its own file, so nothing is shared while they work."""
-        return self.folder / f"calibration.rank{self.shard.rank}.safetensors"
+        stem = "observations" if self.lasting else "calibration"  # which `remove` knows
+        return self.folder / f"{stem}.rank{self.shard.rank}.safetensors"
 
     def save(self, seen: Seen) -> None:
         """Keep what was seen so far; a process that is killed meanwhile leaves the file before."""
@@ -68,13 +69,13 @@ class CalibrationFile:
         other = [key for key, value in self.request.items() if found.get(key) != value]
         if other and self.lasting:
             raise CalibrationError(
-                f"{self.path}: got observations of other {', '.join(other)}; keep these ones in "
-                "another folder (--observations), or remove the file"
+                f"{self.path}: got observations made otherwise ({', '.join(other)}); name another "
+                "folder with --observations, or remove the file"
             )
         if other:
             return nothing, f"starting afresh: {self.path} is of other {', '.join(other)}"
         batches = counted(facts["batches"], "batch", "batches")
-        return Seen(facts["batches"], histograms), f"continuing after {batches}"
+        return Seen(facts["batches"], histograms), f"{batches} seen before"
 
     def remove(self) -> None:
         """Forget it, the result is written; the main process clears what other runs left, too."""

@@ -68,6 +68,7 @@ class BatchesAhead(Iterator[Batch], Generic[Batch]):
         # which is the stream's own, may hold something else.
         self._used: queue.SimpleQueue[tuple[Batch, torch.cuda.Event]] = queue.SimpleQueue()
         self._in_use: Batch | None = None
+        self._ended = False
         self._unwanted = threading.Event()
         if stream is not None:
             # What batches are made of may still be on its way, on the stream that made it.
@@ -78,10 +79,14 @@ class BatchesAhead(Iterator[Batch], Generic[Batch]):
     def __next__(self) -> Batch:
         """The next batch, for the current stream to use."""
         self._give_back()
+        if self._ended:
+            raise StopIteration
         made = self._made.get()
         if made is None:
+            self._ended = True
             raise StopIteration
         if isinstance(made, BaseException):
+            self._ended = True
             raise made
         batch, ready = made
         if ready is not None:
@@ -91,6 +96,7 @@ class BatchesAhead(Iterator[Batch], Generic[Batch]):
 
     def stop(self) -> None:
         """End the thread, whatever it has made."""
+        self._ended = True
         self._unwanted.set()
         self._thread.join()
         if self._stream is not None:

@@ -17,7 +17,7 @@ from voxelquant.detection.config import DetectorConfig, config_to_yaml, load_con
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.detection.file_kinds import INDEX_SUFFIX
 from voxelquant.digest import file_digest, text_digest
-from voxelquant.errors import BadInputError, CheckpointError
+from voxelquant.errors import BadInputError, CheckpointError, DatasetError
 from voxelquant.plural import counted
 from voxelquant.recipes.artifacts import (
     make_work_dir,
@@ -226,6 +226,11 @@ def _plan_run(
 ) -> TrainingRun:
     batch_size = request.batch_size or config.train.batch_size
     epochs = request.epochs or config.train.schedule.epochs
+    if isinstance(source, DatasetSource) and source.frames_per_epoch < batch_size:
+        raise DatasetError(
+            f"got {counted(source.frames_per_epoch, 'frame')} for batches of {batch_size} (each "
+            "process has its own); lower --batch-size, or train on more frames"
+        )
     steps = request.steps or epochs * max(1, source.frames_per_epoch // batch_size)
     shared: dict[str, Any] = {
         "steps": steps,

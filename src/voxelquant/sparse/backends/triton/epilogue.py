@@ -45,14 +45,16 @@ def divide_for_code(x, by):
 
         q = x * high + (x * low)        the sum fused, so rounded once
 
-    Its code is always right. What is rounded last differs from x / step by at most 2**-47 of it.
-    A code could differ only if the law's quotient or q were a tie of codes and the other one its
-    neighbour; then x / step would lie within 2**-47 of the middle m between the two. A tie has at
-    most eight significant bits: m = M * 2**a with M = K * 2**p ± 1 < 2**25 and p >= 17. With the
-    integers X and S of 24 bits for x and step, |X * 2**i - S * M| <= 4 for an i >= 23. So S lies
-    within four of a multiple of 2**17. It is not one itself: the difference would be divisible by
-    2**17, hence zero, and no quotient is such a middle. That leaves 512 significands of a step; for
-    each a test tries all x that come so near to a middle.
+    Its code is always right. What is rounded last differs from x / step by at most 2**-47 of it, so
+    q is the law's quotient or a float beside it. Rounding to codes is monotone, and ties between
+    codes are floats: a code could differ only if one of the two quotients were a tie and the other
+    its neighbour. Then x / step would lie within 2**-47 of the middle m between the two. A tie has
+    at most eight significant bits; scaled to 25 bits, m = M * 2**a with M = K * 2**p ± 1 < 2**25
+    and p >= 17. With the integers X and S of 24 bits for x and step, |X * 2**i - S * M| is at most
+    2**-47 * S * M < 4, for an i >= 23. So S lies within four of a multiple of 2**17. It is not one
+    itself: the difference would be divisible by 2**17, hence zero, and no quotient is such a
+    middle. That leaves 512 significands of a step; for each a test tries all x that come so near to
+    a middle. The bounds of the step keep `x * low` clear of under- and overflow.
     """
     step, high, low = by
     if _INTERPRETED:  # whose fused operations round twice
@@ -87,7 +89,10 @@ def quantize_int8(x, by, RELU: tl.constexpr = False):
 
 @triton.jit
 def quantize_fp8(x, by, RELU: tl.constexpr = False):
-    """`e4m3(clamp(x / step, -448, 448))`, half to even, as the bits of the code (uint8)."""
+    """`e4m3(clamp(x / step, -448, 448))`, half to even, as the bits of a code (uint8).
+
+    Of a zero the sign may be lost; both zeros are one code.
+    """
     ratio = _ratio_in_range(x, by, -448.0, 448.0, RELU)
     if _INTERPRETED:  # whose cast does not round to even; what is rounded already, it keeps
         exponent = (ratio.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
