@@ -50,7 +50,7 @@ def test_work_dirs_that_cannot_be_written(config, weights, data, tmp_path, refus
             given = ("--data", data, "--weights", weights, "--work-dir", work)
             assert "cannot be written" in refusal(verb, config, *given)
         train = ("train", config, "--data", data, "--work-dir", work)
-        assert "cannot be written" in refusal(*train, "--steps", 1)
+        assert "cannot be written" in refusal(*train, "--steps", 1, "--batch-size", 1)
         assert str(file) in refusal("synth", "--out", work, "--scenes", 2)
         refusal("demo", "--out", work)
 
