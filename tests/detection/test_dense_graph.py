@@ -23,9 +23,6 @@ from voxelquant.detection.losses import centerpoint_loss
 from voxelquant.detection.targets import TaskTargets, assign_targets_batch
 from voxelquant.recipes.train import DetectorTrainee
 
-# More threads sum joined branches in another order, and some ReLU then takes the other side.
-pytestmark = pytest.mark.usefixtures("single_thread")
-
 
 class PlayedByHand:
     """Reads and writes fixed memory, as recorded graphs do, by running the module."""
@@ -60,6 +57,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> CenterPoint:
 
 @pytest.fixture
 def graph(model: CenterPoint, monkeypatch: pytest.MonkeyPatch) -> DenseGraph:
+    """In float64: joined branches sum in another order, and no ReLU takes another side for it."""
+
+    def example_map(
+        model: CenterPoint, batch_size: int, original=dense_graph._example_map
+    ) -> Tensor:
+        example: Tensor = original(model, batch_size)
+        return example.detach().double().requires_grad_()
+
+    model.neck.double()
+    model.bbox_head.double()
+    monkeypatch.setattr(dense_graph, "_example_map", example_map)
     monkeypatch.setattr(dense_graph, "Recorded", PlayedByHand)
     return DenseGraph(model, 2, amp=False)
 

@@ -50,8 +50,7 @@ class CallTiming:
 class Profiling:
     """Calls that wait for torch's profiler until nothing else is to be timed.
 
-    Once it has run, launches take longer for the rest of the process: a graph's call some 30 us,
-    one of eight frames 100 us.
+    Once it has run, launches take longer for the rest of the process.
     """
 
     def __init__(self) -> None:

@@ -130,7 +130,7 @@ class Launches:
             scales = (conv.output_scale, *steps, add.output_scale)
             residual_format = format_name(self.program.values[op.residual].dtype)
             fusion = Fusion(conv.relu, own, residual_format, add.relu, result)
-        on_device = [self._step(s) for s in scales]
+        on_device = [None if s is None else self._step(s) for s in scales]
         multiplier = None
         if isinstance(conv, CodeSparseConv3d):
             multiplier = conv.multiplier.to(self.device)
@@ -221,24 +221,23 @@ class Launches:
             a, b = self.values[op.a], self.values[op.b]
             operands = (op.add.operand_a, op.add.operand_b)
             steps = [self._step(o.scales[-1]) if o.count else None for o in operands]
-            scales = (steps[0], steps[1], self._step(op.add.output_scale))
+            result = op.add.output_scale
+            scales = (steps[0], steps[1], None if result is None else self._step(result))
             relu = op.add.relu
             return lambda: add_rows(a, b, count, out, relu=relu, scales=scales)
         x = self.values[op.x]
         if isinstance(op, ReluOp):
             return lambda: convert_rows(x, count, out, relu=True)
-        steps_in_turn = torch.stack([s for s in map(self._step, op.scales) if s is not None])
+        steps_in_turn = torch.stack([self._step(s) for s in op.scales])
         codes = format_name(op.codes)
         return lambda: convert_rows(x, count, out, scales=steps_in_turn, codes=codes)
 
-    def _step(self, step: Tensor | None) -> Tensor | None:
-        """Step of codes where kernels read it; None stays None.
+    def _step(self, step: Tensor) -> Tensor:
+        """Step of codes where kernels read it.
 
         Raises:
             GraphError: kernels cannot divide by it exactly.
         """
-        if step is None:
-            return None
         if not LEAST_STEP <= step.item() <= LARGEST_STEP:
             raise GraphError(
                 f"got a step of codes of {step.item():g}, the engine divides by {LEAST_STEP:g} to "

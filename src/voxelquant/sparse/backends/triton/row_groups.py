@@ -77,7 +77,7 @@ def warp_uniform(scalar):
     """The same int32, of which the assembler knows that all lanes of a warp hold it.
 
     What follows from a loaded number may differ between lanes for all it knows. Then a loop that
-    depends on it does without the datapath for scalars: a fifth more instructions for each step.
+    depends on it does without the datapath for scalars, at more instructions for each step.
     """
     if _INTERPRETED:
         return scalar
