@@ -14,10 +14,17 @@ from small_detector import write_config
 from voxelquant.detection.config import load_config
 from voxelquant.detection.detector import CenterPoint
 from voxelquant.errors import BadInputError, GateError
-from voxelquant.recipes import bench_networks
+from voxelquant.evaluation.gpu_timing import BusyTime
+from voxelquant.evaluation.latency import Latency
+from voxelquant.recipes import bench_measure, bench_networks
 from voxelquant.recipes.bench import run_bench
 from voxelquant.recipes.bench_frames import BenchFrame
-from voxelquant.recipes.bench_measure import StageBreakdown, StageTiming
+from voxelquant.recipes.bench_measure import (
+    CallTiming,
+    Profiling,
+    StageBreakdown,
+    StageTiming,
+)
 from voxelquant.recipes.bench_networks import lower_network, make_backbone, on_lattice
 from voxelquant.recipes.bench_reference import ReferencePlan, plan_reference
 from voxelquant.recipes.bench_request import BenchRequest, choose_frames
@@ -43,6 +50,25 @@ def request_(config: Path, tmp_path: Path) -> BenchRequest:
         repeats=2,
         device="cpu",
     )
+
+
+def test_profiling_waits_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def measure_busy(run: Callable[[], object], *, repeats: int) -> BusyTime:
+        run()
+        return BusyTime(float(repeats), 1.0)
+
+    monkeypatch.setattr(bench_measure, "measure_busy", measure_busy)
+    profiling = Profiling()
+    timings = [CallTiming(Latency(1.0, 1.0, 1.0, 1)) for _ in range(2)]
+    for number, timing in enumerate(timings):
+        profiling.later(timing, lambda number=number: order.append(f"call {number}"), 3 + number)
+    order.append("timed")
+    assert [timing.busy for timing in timings] == [None, None]
+    profiling.run()
+    assert order == ["timed", "call 0", "call 1"]
+    assert [timing.busy and timing.busy.busy_ms for timing in timings] == [3.0, 4.0]
 
 
 def planner_of(change: Change, calls: Callable[[int], bool] = lambda call: True) -> Any:

@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 import voxelquant as vq
 from oracles.sparse_sites import random_sites
 from planned_index import DEVICE
-from voxelquant.errors import GeometryError
+from planned_networks import make_engine
+from voxelquant.errors import GeometryError, GraphError
 from voxelquant.numerics import relative_l2, sqnr_db
 from voxelquant.quant.engine.network_plan import NetworkPlan, plan_network
 from voxelquant.quant.engine.program import ConvOp, read_program
@@ -172,6 +173,14 @@ def test_a_level_that_overflows_is_told_with_what_it_needs(engine_of, frame_of) 
     assert run(plan, frame_of(MOST, 3), check=False).isnan().all()
     small = frame_of(2, 4)
     assert torch.equal(run(plan, small), engine(small))
+
+
+def test_a_step_that_kernels_cannot_divide_by_is_refused() -> None:
+    engine = make_engine("residual", "int8")
+    layer = next(m for m in engine.modules() if getattr(m, "output_scale", None) is not None)
+    layer.output_scale = torch.tensor(2.0**61)  # type: ignore[assignment]
+    with pytest.raises(GraphError, match=r"got a step of codes of 2.3\d*e\+18, the engine divides"):
+        make_plan(engine)
 
 
 def test_shapes_that_do_not_fit_are_refused(engine_of) -> None:
