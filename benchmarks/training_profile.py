@@ -6,8 +6,8 @@ Parts of a step are timed one by one, in order, the device idle before and after
 `host_ms` of a part ends when the call returns: launches, and what they wait for. Then a run of
 whole steps as `voxelquant train` makes them: on a GPU with the next batches made ahead, in a thread
 of their own. `busy` is the time of a step during which the GPU computes, `launches` what it does
-then, and `calls` what the host has to launch for it, a graph being one call (torch's profiler, under
-which a run with two threads that launch has crashed: these steps make their batches themselves).
+then, and `calls` what the host has to launch for it, a graph being one call (torch's profiler;
+under it a run with two threads that launch has crashed: these steps make their batches themselves).
 Frames are generated apart from that, 64 at once as the training source makes them.
 """
 
